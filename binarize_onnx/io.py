@@ -1,0 +1,299 @@
+"""Models in and out: files, external data, opset, metadata, and what graphsurgeon would drop on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError, EncodeError
+from onnx import inliner, numpy_helper, version_converter
+from onnx.external_data_helper import load_external_data_for_model, uses_external_data
+
+from binarize_onnx import opset
+from binarize_onnx.errors import ModelError
+
+ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+OLDEST_OPSET = 9
+FUNCTION_OPSET = 13  # the function bodies are written in the operators of this opset
+OLDEST_IR, NEWEST_IR = 8, 10  # functions need 8; the oldest onnxruntime we support reads no newer than 10
+EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the file
+DATA_ALIGNMENT = 64  # bytes
+PROTOBUF_LIMIT = 2**31 - 1  # bytes
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model as it came: its proto, the sha256 of its bytes, its size with external data in bytes."""
+
+    model: onnx.ModelProto
+    sha256: str
+    size: int
+
+
+def load(model: ModelLike) -> onnx.ModelProto:
+    """The model, its external data read in.
+
+    Raises:
+        ModelError: the file cannot be read or is not an ONNX model.
+    """
+    return read(model).model
+
+
+def read(model: ModelLike) -> Source:
+    """The model with its identity. See `load`."""
+    if isinstance(model, onnx.ModelProto):
+        try:
+            data = model.SerializeToString(deterministic=True)
+        except (EncodeError, ValueError) as error:
+            raise ModelError(
+                f"the model cannot be serialized ({error});", fix="save it with external data and give its path."
+            ) from None
+        return Source(model, hashlib.sha256(data).hexdigest(), len(data))
+    if isinstance(model, bytes):
+        return Source(_parse(model, "the given bytes"), hashlib.sha256(model).hexdigest(), len(model))
+    path = Path(model)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error.strerror or error}.", where=str(path)) from None
+    proto = _parse(data, str(path))
+    outside = sorted({location for t in _all_tensors(proto) if (location := _location(t))})
+    try:
+        load_external_data_for_model(proto, str(path.parent))
+        size = len(data) + sum((path.parent / location).stat().st_size for location in outside)
+    except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
+        raise ModelError(
+            f"its external data cannot be read: {error}.",
+            where=str(path),
+            fix=f"Keep {', '.join(outside)} beside the model.",
+        ) from None
+    return Source(proto, hashlib.sha256(data).hexdigest(), size)
+
+
+def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of the model as the passes want it: opset 13 or newer, foreign functions inlined.
+
+    Raises:
+        ModelError: the opset is unknown, too old, or cannot be converted.
+    """
+    version = default_opset(model)
+    if version < OLDEST_OPSET:
+        raise ModelError(f"opset {version} is too old;", fix=f"export with opset {OLDEST_OPSET} or newer.")
+    prepared = onnx.ModelProto()
+    prepared.CopyFrom(model)
+    if version < FUNCTION_OPSET:
+        try:
+            prepared = version_converter.convert_version(prepared, FUNCTION_OPSET)
+        except Exception as error:  # the converter raises whatever its C++ side threw
+            raise ModelError(
+                f"opset {version} could not be converted to {FUNCTION_OPSET}: {str(error).strip()};",
+                fix=f"export with opset {FUNCTION_OPSET} or newer.",
+            ) from None
+    ours = {opset.DOMAIN, opset.IDEAL_DOMAIN}
+    foreign = [(f.domain, f.name) for f in prepared.functions if f.domain not in ours]
+    if foreign:
+        prepared = inliner.inline_selected_functions(prepared, foreign)
+    return prepared
+
+
+def import_graph(model: onnx.ModelProto) -> gs.Graph:
+    """The model as a graphsurgeon graph.
+
+    Our own functions stay calls: `export_graph` attaches their bodies again. (graphsurgeon's sort does not end on a
+    graph that has functions and subgraphs.)
+    """
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.functions[:]
+    return gs.import_onnx(bare)
+
+
+def export_graph(graph: gs.Graph, source: onnx.ModelProto, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """The graph as a model that runs anywhere.
+
+    Bodies of our ops in use are attached, their domains imported, and what graphsurgeon drops is taken from `source`:
+    producer, documentation, metadata, and the annotations of nodes and tensors that are still there.
+    """
+    version = default_opset(source)
+    model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    model.ir_version = min(max(source.ir_version, OLDEST_IR), NEWEST_IR)
+    model.producer_name, model.producer_version = source.producer_name, source.producer_version
+    model.domain, model.model_version, model.doc_string = source.domain, source.model_version, source.doc_string
+    _restore_annotations(model.graph, source.graph)
+    del model.functions[:]
+    model.functions.extend(opset.functions_in_use(model))
+    used = {f.domain for f in model.functions}
+    others = [o for o in source.opset_import if o.domain not in ("", "ai.onnx", *used)]
+    del model.opset_import[:]
+    model.opset_import.extend([onnx.helper.make_opsetid("", version), *others])
+    model.opset_import.extend(onnx.helper.make_opsetid(domain, opset.VERSION) for domain in sorted(used))
+    entries = {p.key: p.value for p in source.metadata_props} | dict(metadata)
+    del model.metadata_props[:]
+    for key in sorted(entries):
+        model.metadata_props.add(key=key, value=entries[key])
+    return model
+
+
+def save(model: onnx.ModelProto, path: str | os.PathLike[str], *, external_data: bool = False) -> None:
+    """Write the model atomically: after a crash at any moment `path` holds the old model whole or the new one.
+
+    With `external_data`, tensors of more than 1 kB go to `NAME.<12 hex digits>.data` beside it, written first; a data
+    file of an earlier version is removed last.
+
+    Raises:
+        ModelError: the model cannot be written there, or is too large for one file.
+    """
+    target = Path(path)
+    blob = b""
+    if external_data:
+        model, blob = _externalise(model, target.name)
+    try:
+        data = model.SerializeToString(deterministic=True)
+    except (EncodeError, ValueError):
+        data = b""
+    if not data or len(data) > PROTOBUF_LIMIT:
+        raise ModelError(
+            "the model does not fit into one protobuf file of 2 GB;", where=str(target), fix="write external data."
+        )
+    kept = _data_name(target.name, blob) if blob else None
+    try:
+        if kept is not None:
+            with atomic_write(target.parent / kept) as file:
+                file.write(blob)
+        with atomic_write(target) as file:
+            file.write(data)
+    except OSError as error:
+        raise ModelError(f"cannot be written: {error.strerror or error}.", where=str(target)) from None
+    for stale in target.parent.glob(f"{_glob_escape(target.name)}.{'[0-9a-f]' * 12}.data"):
+        if stale.name != kept:
+            with suppress(OSError):
+                stale.unlink()
+
+
+@contextmanager
+def atomic_write(target: Path) -> Iterator[Any]:
+    """A binary file that becomes `target`, synced to disk, when the block ends well, and vanishes when it does not."""
+    if target.is_dir():
+        raise IsADirectoryError(21, "Is a directory", str(target))
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~mask)
+        os.replace(name, target)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def default_opset(model: onnx.ModelProto) -> int:
+    """The version of the standard operators that the model imports.
+
+    Raises:
+        ModelError: it imports none.
+    """
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            return int(entry.version)
+    raise ModelError("the model imports no standard operator set;", fix="it may be damaged: export it again.")
+
+
+def _parse(data: bytes, where: str) -> onnx.ModelProto:
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except (DecodeError, RuntimeError):
+        raise ModelError("is not an ONNX model, or is cut short.", where=where) from None
+    if not model.ir_version or not model.opset_import or not model.HasField("graph"):
+        raise ModelError("is not an ONNX model: it has no graph, IR version or operator set.", where=where)
+    return model
+
+
+def _all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor that may have external data: initializers and constant attributes, subgraphs included."""
+
+    def of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+        yield from graph.initializer
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                if attribute.HasField("g"):
+                    yield from of_graph(attribute.g)
+                for subgraph in attribute.graphs:
+                    yield from of_graph(subgraph)
+
+    yield from of_graph(model.graph)
+
+
+def _location(tensor: onnx.TensorProto) -> str | None:
+    if not uses_external_data(tensor):
+        return None
+    return next((e.value for e in tensor.external_data if e.key == "location"), None)
+
+
+def _restore_annotations(graph: onnx.GraphProto, source: onnx.GraphProto) -> None:
+    """Node and tensor annotations of everything that kept its name; same names hold the same values."""
+    originals = {node.output[0]: node for node in source.node if node.output}
+    for node in graph.node:
+        original = originals.get(node.output[0]) if node.output else None
+        if original is not None and (original.op_type, original.domain) == (node.op_type, node.domain):
+            node.doc_string = original.doc_string
+            node.metadata_props.extend(original.metadata_props)
+    graph.doc_string = source.doc_string
+    graph.metadata_props.extend(source.metadata_props)
+    alive = {name for node in graph.node for name in [*node.input, *node.output]}
+    declared = {v.name for v in [*graph.value_info, *graph.input, *graph.output]}
+    graph.value_info.extend(v for v in source.value_info if v.name in alive and v.name not in declared)
+    graph.quantization_annotation.extend(q for q in source.quantization_annotation if q.tensor_name in alive)
+    documented = {v.name: v for v in [*source.input, *source.output]}
+    for value in [*graph.input, *graph.output]:
+        if value.name in documented:
+            value.CopyFrom(documented[value.name])
+
+
+def _externalise(model: onnx.ModelProto, name: str) -> tuple[onnx.ModelProto, bytes]:
+    """The model with its large initializers pointing into one aligned blob."""
+    moved = onnx.ModelProto()
+    moved.CopyFrom(model)
+    blob = bytearray()
+    places: list[tuple[onnx.TensorProto, int, int]] = []
+    for tensor in moved.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.STRING:
+            continue
+        raw = tensor.raw_data if tensor.HasField("raw_data") else numpy_helper.to_array(tensor).tobytes()
+        if len(raw) > EXTERNAL_THRESHOLD:
+            blob.extend(b"\0" * (-len(blob) % DATA_ALIGNMENT))
+            places.append((tensor, len(blob), len(raw)))
+            blob.extend(raw)
+    location = _data_name(name, bytes(blob))
+    for tensor, offset, length in places:
+        for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+            tensor.ClearField(field)
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", str(offset)), ("length", str(length))):
+            tensor.external_data.add(key=key, value=value)
+    return moved, bytes(blob)
+
+
+def _data_name(name: str, blob: bytes) -> str:
+    return f"{name}.{hashlib.sha256(blob).hexdigest()[:12]}.data"
+
+
+def _glob_escape(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)

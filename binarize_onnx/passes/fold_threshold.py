@@ -1,0 +1,147 @@
+"""Fold the steps before a sign into its threshold.
+
+    before   b = BinarySign(x, t, f);  q = PackSign(b)
+    after    q = PackSign(x, threshold t, flip f)
+
+    before   z = Add(Mul(y, s), c);  q = PackSign(z, t)       also PRelu with slopes >= 0, Relu, Clip
+    after    q = PackSign(y, t', flip)
+
+t' is the first float32 that the chain itself maps to t or beyond, found by bisection (thresholds.py). A negative
+factor turns the comparison round: `flip` carries it. A factor of 0 makes the bit constant. A step whose float result
+anything else reads is left standing, and the threshold applies to that result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from binarize_onnx.passes.base import (
+    Array,
+    Pass,
+    Skip,
+    align,
+    along_axis,
+    constant_value,
+    producer,
+    record,
+    split_operands,
+)
+from binarize_onnx.passes.lower_layers import insert_pack
+from binarize_onnx.passes.packing import Pack, layers_reading, match_pack, only_packed
+from binarize_onnx.passes.signs import Sign, match_sign
+from binarize_onnx.thresholds import fold
+
+
+@dataclass(frozen=True)
+class Folded:
+    """The PackSign that replaces one or more steps."""
+
+    pack: Pack
+    x: gs.Tensor
+    threshold: Array
+    flip: Array
+    step: str
+
+
+class FoldThreshold(Pass[Folded]):
+    """Move every PackSign as far up its chain of monotone steps as exactness allows."""
+
+    def match(self, node: gs.Node) -> Folded | Skip | None:
+        """A PackSign behind a BinarySign or behind a monotone step that nothing else reads."""
+        pack = match_pack(node)
+        if pack is None or not pack.one_plane_each:
+            return None
+        sign = match_sign(pack.x)
+        step = producer(pack.x)
+        if step is None:
+            return None
+        if sign is not None and step.op == "BinarySign":
+            return _through_sign(pack, sign)
+        return self._through_step(pack, step)
+
+    def rewrite(self, site: Folded) -> None:
+        """Replace the PackSign by one that reads the tensor above the step."""
+        old = site.pack.node
+        output = old.outputs[0]
+        name = output.name.removesuffix(".bits")
+        replacement = insert_pack(
+            self.context, site.x, site.threshold, site.pack.encode, site.flip, site.pack.axis, name
+        )
+        maker = producer(replacement)
+        assert maker is not None
+        old.outputs.clear()
+        maker.outputs = [output]
+        for layer in layers_reading(output):
+            if site.step != "BinarySign":
+                record(self.context.journal.threshold, layer, site.step, first=True)
+
+    def _through_step(self, pack: Pack, step: gs.Node) -> Folded | None:
+        if not only_packed(pack.x, self.context) or self.context.shape(pack.x) is None:
+            return None
+        found = _monotone(step, pack)
+        if found is None or self.context.shape(found[0]) != self.context.shape(pack.x):
+            return None
+        x, chain, like = found
+        shape = np.broadcast_shapes(pack.threshold.shape, like)
+        threshold, flip = np.broadcast_to(pack.threshold, shape), np.broadcast_to(pack.flip, shape)
+        folded, flipped = fold(chain, np.ascontiguousarray(threshold), np.ascontiguousarray(flip))
+        return Folded(pack, x, folded, flipped, step.op)
+
+
+def _through_sign(pack: Pack, sign: Sign) -> Folded | None:
+    """bit of b = bit of x, as long as the threshold lies between the two values of b."""
+    if pack.encode.shape != (1, 1) or not np.all((pack.threshold > sign.x_low) & (pack.threshold <= 1)):
+        return None
+    if sign.threshold.ndim > pack.rank or sign.flip.ndim > pack.rank:
+        return None
+    threshold = np.expand_dims(align(sign.threshold, pack.rank), pack.axis).astype(np.float32)
+    flip = np.expand_dims(align(sign.flip, pack.rank), pack.axis) ^ pack.flip
+    return Folded(pack, sign.x, threshold, flip, "BinarySign")
+
+
+def _monotone(step: gs.Node, pack: Pack) -> tuple[gs.Tensor, Callable[[Array], Array], tuple[int, ...]] | None:
+    """`(input, function, shape it varies over)` of a step that is monotone in float32 and per channel; else None."""
+    if step.domain:
+        return None
+
+    def vector(values: Array) -> Array | None:
+        """Constants along the packed axis, broadcasting against the thresholds."""
+        flat = along_axis(values, pack.axis, pack.rank)
+        if flat is None or flat.dtype != np.float32 or not np.all(np.isfinite(flat)):
+            return None
+        shape = [1] * (pack.rank + 1)
+        shape[pack.axis + 1] = flat.size
+        return flat.reshape(shape)
+
+    if step.op in ("Mul", "Add"):
+        operands = split_operands(step)
+        c = None if operands is None else vector(operands[1])
+        if operands is None or c is None:
+            return None
+        if step.op == "Mul":
+            return operands[0], lambda x: x * c, c.shape
+        return operands[0], lambda x: x + c, c.shape
+    if step.op == "PRelu":
+        values = constant_value(step.inputs[1])
+        slope = None if values is None else vector(values)
+        if slope is None or np.any(slope < 0):
+            return None
+        return step.inputs[0], lambda x: np.where(x > 0, x, x * slope), slope.shape
+    if step.op == "Relu":
+        return step.inputs[0], lambda x: np.maximum(x, np.float32(0)), ()
+    if step.op == "Clip":
+        bounds = [None if t.is_empty() else constant_value(t) for t in step.inputs[1:3]]
+        if any(b is None and not t.is_empty() for b, t in zip(bounds, step.inputs[1:3], strict=False)):
+            return None
+        low, high = ([*bounds, None, None])[:2]
+        return step.inputs[0], lambda x: _clip(x, low, high), ()
+    return None
+
+
+def _clip(x: Array, low: Array | None, high: Array | None) -> Array:
+    x = x if low is None else np.maximum(x, low)
+    return x if high is None else np.minimum(x, high)

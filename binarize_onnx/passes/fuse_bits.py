@@ -1,0 +1,110 @@
+"""Let a layer write the bits that the next one reads.
+
+    before   y = XnorConv(...) -> Y, "";  q = PackSign(y, threshold, encode, flip)
+    after    XnorConv(..., threshold, encode, flip) -> Y, Q
+
+Y stays only if something reads it as floats. Where it does not and no float step comes before the threshold, the layer
+compares integers: thresholds are rounded up to the integers that they separate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from binarize_onnx import opset
+from binarize_onnx.passes.base import Pass, Skip, constant_value, producer, record
+from binarize_onnx.passes.fuse_epilogue import ORDER, SLOTS
+from binarize_onnx.passes.packing import Pack, match_pack
+from binarize_onnx.thresholds import on_integers
+
+
+@dataclass(frozen=True)
+class OwnBits:
+    """A PackSign of an XNOR layer's own float output."""
+
+    layer: gs.Node
+    pack: Pack
+
+
+class FuseBits(Pass[OwnBits]):
+    """Move a PackSign into the layer whose output it packs; a layer takes one."""
+
+    def match(self, node: gs.Node) -> OwnBits | Skip | None:
+        """PackSign(y) along the channels of y, y the output of a layer that writes no bits yet."""
+        pack = match_pack(node)
+        layer = None if pack is None else producer(pack.x)
+        if pack is None or layer is None or layer.domain != opset.DOMAIN or layer.op not in ("XnorConv", "XnorMatMul"):
+            return None
+        axis = 1 if layer.op == "XnorConv" else pack.rank - 1
+        if pack.axis != axis or not layer.outputs[1].is_empty():
+            return None
+        return OwnBits(layer, pack)
+
+    def rewrite(self, site: OwnBits) -> None:
+        """Hand thresholds, encoding and flips to the layer; it writes the PackSign's output."""
+        layer, pack = site.layer, site.pack
+        threshold = pack.threshold
+        if _is_accumulator(layer):
+            threshold = on_integers(threshold, _length(layer))
+        name = pack.node.outputs[0].name.removesuffix(".bits")
+        layer.inputs[SLOTS["threshold"]] = self.context.constant(f"{name}.threshold", threshold)
+        layer.inputs[SLOTS["encode"]] = pack.node.inputs[2]
+        layer.inputs[SLOTS["flip"]] = pack.node.inputs[3]
+        output = pack.node.outputs[0]
+        pack.node.outputs.clear()
+        pack.node.inputs.clear()
+        layer.outputs[1] = output
+        record(self.context.journal.moved, layer.name, "writes the next layer's bits")
+        if not pack.x.outputs and not self.context.is_output(pack.x):
+            layer.outputs[0] = gs.Variable.empty()
+
+
+class SharePacks(Pass[tuple[gs.Node, gs.Node]]):
+    """Pack once what several layers read with the same thresholds."""
+
+    def match(self, node: gs.Node) -> tuple[gs.Node, gs.Node] | Skip | None:
+        """Two PackSign of one tensor that agree in everything."""
+        if match_pack(node) is None:
+            return None
+        for other in node.inputs[0].outputs:
+            same = other is not node and other.op == "PackSign" and other.attrs == node.attrs
+            if same and all(a is b for a, b in zip(other.inputs, node.inputs, strict=True)):
+                return (node, other) if len(node.outputs[0].name) <= len(other.outputs[0].name) else (other, node)
+        return None
+
+    def rewrite(self, site: tuple[gs.Node, gs.Node]) -> None:
+        """The readers of the second read the first."""
+        kept, dropped = (node.outputs[0] for node in site)
+        for reader in list(dropped.outputs):
+            for index, tensor in enumerate(reader.inputs):
+                if tensor is dropped:
+                    reader.inputs[index] = kept
+        site[1].outputs.clear()
+        site[1].inputs.clear()
+
+
+def _is_accumulator(layer: gs.Node) -> bool:
+    """Whether Y is the bare integer dot product: one term, and every float step neutral."""
+    steps = [constant_value(layer.inputs[SLOTS[slot]]) for slot, _ in ORDER]
+    ones = {"scale", "gate", "slope_pre", "slope"}
+    for (slot, _), values in zip(ORDER, steps, strict=True):
+        if values is None:
+            return False
+        neutral = values == 1 if slot in ones else (values == 0) & np.signbit(values)
+        if not np.all(neutral):
+            return False
+    scale = constant_value(layer.inputs[SLOTS["scale"]])
+    combine = constant_value(layer.inputs[SLOTS["combine"]])
+    return scale is not None and scale.shape[0] == 1 and combine is not None and combine.size == 1
+
+
+def _length(layer: gs.Node) -> int:
+    """Terms in the layer's dot product, an upper bound of its magnitude."""
+    weights = constant_value(layer.inputs[1])
+    assert weights is not None
+    if layer.op == "XnorMatMul":
+        return int(layer.attrs["k"])
+    return int(layer.attrs["channels"]) // int(layer.attrs["group"]) * int(np.prod(weights.shape[2:]))

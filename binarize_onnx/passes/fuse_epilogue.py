@@ -1,0 +1,121 @@
+"""Fuse the real-valued steps behind an XNOR layer into its epilogue.
+
+    before   z = PRelu(Add(Add(Mul(XnorConv(...), s), t), r), a)
+    after    z = XnorConv(..., scale = s, bias = t, residual = r, slope = a)
+
+The epilogue has one order: scale, gate, bias, slope_pre, residual, shift, slope, offset. A step takes the first slot of
+its kind that is still to come; a step with none stays a node of its own, and so does everything behind it. Each slot
+rounds exactly as the node it replaces, so nothing changes but the number of passes over memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from binarize_onnx import opset
+from binarize_onnx.passes.base import Array, Pass, Skip, along_axis, constant_value, record
+
+SLOTS = {slot: 2 + index for index, slot in enumerate(opset.EPILOGUE)}
+
+# The float steps in the order in which the epilogue takes them, with the ONNX op that each replaces.
+ORDER = (
+    ("scale", "Mul"),
+    ("gate", "Mul"),
+    ("bias", "Add"),
+    ("slope_pre", "PRelu"),
+    ("residual", "Add"),
+    ("shift", "Add"),
+    ("slope", "PRelu"),
+    ("offset", "Add"),
+)
+POSITION = {slot: index for index, (slot, _) in enumerate(ORDER)}
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """One step, the slot it goes to, and the tensor that goes there."""
+
+    layer: gs.Node
+    step: gs.Node
+    slot: str
+    value: gs.Tensor
+
+
+class FuseEpilogue(Pass[Fusion]):
+    """Take the next step behind each XNOR layer into the layer, until none fits."""
+
+    def run(self) -> bool:
+        """Start with all slots free: epilogues are filled by this pass alone."""
+        self._last: dict[str, int] = {}
+        return super().run()
+
+    def match(self, node: gs.Node) -> Fusion | Skip | None:
+        """An XNOR layer whose float output one fusable step reads and nothing else."""
+        if node.domain != opset.DOMAIN or node.op not in ("XnorConv", "XnorMatMul"):
+            return None
+        output = node.outputs[0]
+        step = self.context.only_consumer(output)
+        if step is None or step.op not in ("Mul", "Add", "PRelu") or step.domain:
+            return None
+        operand = step.inputs[1] if step.inputs[0] is output else step.inputs[0]
+        if step.op == "PRelu" and step.inputs[0] is not output:
+            return None
+        first = self._last.get(node.name, -1) + 1
+        for slot, op in ORDER[first:]:
+            if op == step.op:
+                value = self._fits(node, slot, operand)
+                if value is not None:
+                    return Fusion(node, step, slot, value)
+        return None
+
+    def rewrite(self, site: Fusion) -> None:
+        """Fill the slot; the layer now writes what the step wrote."""
+        site.layer.inputs[SLOTS[site.slot]] = site.value
+        self._last[site.layer.name] = POSITION[site.slot]
+        result = site.step.outputs[0]
+        site.step.outputs.clear()
+        site.step.inputs.clear()
+        site.layer.outputs[0] = result
+        record(self.context.journal.epilogue, site.layer.name, site.slot)
+
+    def _fits(self, layer: gs.Node, slot: str, operand: gs.Tensor) -> gs.Tensor | None:
+        """The operand in the slot's form, None if it does not go there."""
+        shape = self.context.shape(layer.outputs[0])
+        if shape is None:
+            return None
+        rank, axis = len(shape), 1 if layer.op == "XnorConv" else len(shape) - 1
+        values = constant_value(operand)
+        if slot == "residual":
+            return operand if values is None and self.context.shape(operand) == shape else None
+        if slot == "gate" and values is None:
+            return operand if _broadcasts(self.context.shape(operand), shape) else None
+        if values is None:
+            return None
+        vector = _vector(values, axis, rank)
+        if vector is None or vector.size not in (1, shape[axis]):
+            return None
+        if slot == "scale":
+            scale = constant_value(layer.inputs[SLOTS["scale"]])
+            if scale is None or scale.shape[0] != 1:  # several terms already have their scales
+                return None
+            full = np.broadcast_to(vector, (shape[axis],))
+            vector = full.reshape(1, -1, 1, 1) if axis == 1 and layer.op == "XnorConv" else full.reshape(1, 1, -1)
+        elif layer.op == "XnorConv":
+            vector = vector.reshape(-1, 1, 1)
+        return self.context.constant(f"{layer.name}.{slot}", np.ascontiguousarray(vector))
+
+
+def _vector(values: Array, axis: int, rank: int) -> Array | None:
+    vector = along_axis(values, axis, rank)
+    return vector if vector is not None and vector.dtype == np.float32 else None
+
+
+def _broadcasts(shape: Sequence[int] | None, to: Sequence[int]) -> bool:
+    """Whether a tensor of this shape broadcasts to `to` without adding to it."""
+    if shape is None or len(shape) > len(to):
+        return False
+    return all(d in (1, t) for d, t in zip(shape[::-1], to[::-1], strict=False))

@@ -1,0 +1,183 @@
+"""Write the real-valued steps around binary layers as Mul, Add and PRelu, the only forms the epilogue knows.
+
+    BatchNormalization(x)        ->  Add(Mul(x, s), t)       s = gamma * (1 / sqrt(var + eps)), t = beta - mean * s
+    Sub(x, c)                    ->  Add(x, -c)
+    Div(x, c)                    ->  Mul(x, 1 / c)           c a power of two
+    Neg(x)                       ->  Mul(x, -1)
+    Relu(x), LeakyRelu(x)        ->  PRelu(x, slope)
+    Mul(Add(acc, c), s)          ->  Add(Mul(acc, s), c * s) acc an exact accumulator, c whole, s a power of two
+
+Each is the same float32 function: the batch-normalization constants are rounded step by step as onnxruntime rounds
+them, the other rewrites round nothing. (PRelu with slope 0 gives −0.0 where Relu gives 0.0: equal numbers.) The last
+one undoes the popcount domain, (acc + K) / 2. Only steps that a binary layer feeds or that feed a sign are
+rewritten; float layers keep the nodes they came with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from binarize_onnx import opset
+from binarize_onnx.passes.base import (
+    Array,
+    Context,
+    Pass,
+    Skip,
+    constant_value,
+    producer,
+    split_operands,
+)
+from binarize_onnx.passes.fuse_epilogue import ORDER
+from binarize_onnx.passes.ideal import accumulator_length
+from binarize_onnx.passes.signs import CARRIERS
+
+# What each step is made of in ideal form.
+IDEAL_KINDS: dict[str, tuple[str, ...]] = {
+    "BatchNormalization": ("Mul", "Add"),
+    "Add": ("Add",),
+    "Sub": ("Add",),
+    "Mul": ("Mul",),
+    "Div": ("Mul",),
+    "Neg": ("Mul",),
+    "Relu": ("PRelu",),
+    "LeakyRelu": ("PRelu",),
+    "PRelu": ("PRelu",),
+}
+STEPS = frozenset(IDEAL_KINDS)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a node becomes: `(op, constant)` in order, applied to `x`."""
+
+    node: gs.Node
+    x: gs.Tensor
+    steps: list[tuple[str, Array]]
+
+
+class IdealAffine(Pass[Steps]):
+    """Rewrite the affine and activation steps that touch binary layers."""
+
+    def run(self) -> bool:
+        """Find the steps that touch bits, then rewrite those."""
+        self._touching = _touching_bits(self.context)
+        return super().run()
+
+    def match(self, node: gs.Node) -> Steps | Skip | None:
+        """A step that touches bits and is not in its ideal form."""
+        if node.op not in STEPS or node.domain or node.outputs[0].name not in self._touching:
+            return None
+        x = node.inputs[0]
+        if node.op == "BatchNormalization":
+            return self._match_batchnorm(node)
+        if node.op == "Neg":
+            return Steps(node, x, [("Mul", np.asarray(-1, np.float32))])
+        if node.op == "Relu":
+            return Steps(node, x, [("PRelu", np.zeros(1, np.float32))])
+        if node.op == "LeakyRelu":
+            return Steps(node, x, [("PRelu", np.full(1, node.attrs.get("alpha", 0.01), np.float32))])
+        if node.op in ("Sub", "Div"):
+            c = constant_value(node.inputs[1])
+            if c is None or c.dtype != np.float32 or isinstance(x, gs.Constant):
+                return None
+            if node.op == "Sub":
+                return Steps(node, x, [("Add", -c)])
+            return Steps(node, x, [("Mul", (1 / c).astype(np.float32))]) if _powers_of_two(c) else None
+        return self._match_popcount(node) if node.op == "Mul" else None
+
+    def rewrite(self, site: Steps) -> None:
+        """Put the steps in the node's place; the last one keeps its output."""
+        output = site.node.outputs[0]
+        site.node.outputs.clear()
+        current = site.x
+        for index, (op, values) in enumerate(site.steps):
+            result = output
+            if index < len(site.steps) - 1:
+                result = self.context.variable(f"{output.name}.{op}", like=output)
+                self._touching.add(result.name)
+            hint = f"{output.name}.{ {'Mul': 'scale', 'Add': 'shift', 'PRelu': 'slope'}[op] }"
+            self.context.insert(op, [current, self.context.constant(hint, values)], [result])
+            current = result
+
+    def _match_batchnorm(self, node: gs.Node) -> Steps | None:
+        used_outputs = [t for t in node.outputs[1:] if not t.is_empty()]
+        parameters = [constant_value(t) for t in node.inputs[1:5]]
+        shape = self.context.shape(node.inputs[0])
+        if used_outputs or shape is None or node.attrs.get("training_mode", 0):
+            return None
+        gamma, beta, mean, var = parameters
+        if gamma is None or beta is None or mean is None or var is None:
+            return None
+        if any(p.dtype != np.float32 or not np.all(np.isfinite(p)) for p in (gamma, beta, mean, var)):
+            return None
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            deviation = np.sqrt(var + np.float32(node.attrs.get("epsilon", 1e-5)))
+            scale = gamma * (np.float32(1) / deviation)
+            shift = beta - mean * scale
+        if not (np.all(deviation > 0) and np.all(np.isfinite(scale)) and np.all(np.isfinite(shift))):
+            return None
+        per_channel = (-1,) + (1,) * (len(shape) - 2)
+        return Steps(node, node.inputs[0], [("Mul", scale.reshape(per_channel)), ("Add", shift.reshape(per_channel))])
+
+    def _match_popcount(self, node: gs.Node) -> Steps | None:
+        outer = split_operands(node)
+        add = producer(outer[0]) if outer else None
+        if outer is None or add is None or add.op != "Add" or self.context.only_consumer(outer[0]) is not node:
+            return None
+        inner = split_operands(add)
+        if inner is None or inner[1].dtype != np.float32 or outer[1].dtype != np.float32:
+            return None
+        (acc, c), scale = inner, outer[1]
+        length = accumulator_length(acc, self.context)
+        if length is None or not _powers_of_two(scale) or np.any(c != np.round(c)):
+            return None
+        if length + float(np.max(np.abs(c))) >= 1 << 23:  # halves of larger sums would round
+            return None
+        return Steps(node, acc, [("Mul", scale), ("Add", (c * scale).astype(np.float32))])
+
+
+def _powers_of_two(values: Array) -> bool:
+    mantissa, exponent = np.frexp(values)
+    return bool(np.all(np.abs(mantissa) == 0.5) and np.all(np.abs(exponent) < 100))
+
+
+def _position_after(step: gs.Node, position: int) -> int | None:
+    """Where the epilogue stands after a step, None if it has no room left for one of that kind."""
+    kinds = IDEAL_KINDS[step.op]
+    if step.op in ("Add", "Mul") and split_operands(step) is None:
+        slots = ["residual"] if step.op == "Add" else ["gate"]
+        kinds = ()
+        position = next((i for i, (slot, _) in enumerate(ORDER) if slot in slots and i >= position), len(ORDER)) + 1
+    for kind in kinds:
+        position = next((i for i, (_, op) in enumerate(ORDER) if op == kind and i >= position), len(ORDER)) + 1
+    return position if position <= len(ORDER) else None
+
+
+def _touching_bits(context: Context) -> set[str]:
+    """Names of the results of steps that an epilogue could take, and of steps between binary layers and signs."""
+    found: set[str] = set()
+    forward = [(t, 0) for node in context.graph.nodes if node.name in context.binary for t in node.outputs]
+    while forward:
+        tensor, position = forward.pop()
+        for consumer in tensor.outputs:
+            after = _position_after(consumer, position) if consumer.op in STEPS else None
+            if after is not None and consumer.outputs[0].name not in found:
+                found.add(consumer.outputs[0].name)
+                forward.append((consumer.outputs[0], after))
+    backward = [node.inputs[0] for node in context.graph.nodes if node.domain == opset.IDEAL_DOMAIN]
+    visited: set[str] = set()
+    while backward:
+        tensor = backward.pop()
+        node = producer(tensor)
+        if node is None or tensor.name in visited or not (node.op in STEPS or node.op in CARRIERS):
+            continue
+        visited.add(tensor.name)
+        two_data_inputs = node.op in ("Add", "Sub", "Mul", "Div") and split_operands(node) is None
+        if node.op in STEPS:
+            found.add(tensor.name)
+        if not two_data_inputs:  # beyond a residual sum nothing can move into the threshold
+            backward += [t for t in node.inputs[:2] if not isinstance(t, gs.Constant)][:1]
+    return found

@@ -1,0 +1,265 @@
+"""The whole compilation, read top to bottom: source, ideal graph, packed graph, file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+import onnx
+
+from binarize_onnx import cost, io, opset, shapes
+from binarize_onnx.errors import NothingMatched, UsageError
+from binarize_onnx.passes.base import Context, tidy
+from binarize_onnx.passes.flatten_on_bits import FlattenOnBits
+from binarize_onnx.passes.fold_constants import FoldConstants
+from binarize_onnx.passes.fold_threshold import FoldThreshold
+from binarize_onnx.passes.fuse_bits import FuseBits, SharePacks
+from binarize_onnx.passes.fuse_epilogue import FuseEpilogue
+from binarize_onnx.passes.ideal_affine import IdealAffine
+from binarize_onnx.passes.lower_layers import LowerLayers
+from binarize_onnx.passes.pool_on_bits import PoolOnBits
+from binarize_onnx.passes.prove_sign_zero import zero_cannot_occur
+from binarize_onnx.passes.recognise_layers import LAYER_OPS, Filter, RecogniseLayers
+from binarize_onnx.report import Layer, Report, SignSite, Summary
+
+COMPILED_OPS = ("XnorConv", "XnorMatMul")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the caller decides.
+
+    Attributes:
+        sign_zero: what a three-valued `Sign` becomes where 0 might reach it: `plus` takes 0 as +1 and reports it,
+            `keep` leaves such signs, and the layers that read them, float.
+        emit: `compiled` for packed ops, `ideal` for the graph of ±1 floats that they must equal bit for bit.
+        nodes_to_exclude: regexes (whole match) of layer names to leave float.
+        nodes_to_quantize: if given, regexes of the only layer names to convert.
+        op_types_to_exclude: operator types to leave float.
+        input_shapes: fixed shapes of graph inputs, by name, for what the model leaves open.
+        allow_unchanged: return the source as it is instead of raising when nothing in it is binary.
+    """
+
+    sign_zero: Literal["plus", "keep"] = "plus"
+    emit: Literal["compiled", "ideal"] = "compiled"
+    nodes_to_exclude: tuple[str, ...] = ()
+    nodes_to_quantize: tuple[str, ...] = ()
+    op_types_to_exclude: tuple[str, ...] = ()
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    allow_unchanged: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that no branch below would notice."""
+        if self.sign_zero not in ("plus", "keep"):
+            raise UsageError(f"sign_zero is {self.sign_zero!r};", fix="it is 'plus' or 'keep'.")
+        if self.emit not in ("compiled", "ideal"):
+            raise UsageError(f"emit is {self.emit!r};", fix="it is 'compiled' or 'ideal'.")
+
+    def to_json(self) -> str:
+        """The options that shape the result, as sorted JSON: recorded in every file we write."""
+        return json.dumps(
+            {
+                "sign_zero": self.sign_zero,
+                "emit": self.emit,
+                "nodes_to_exclude": list(self.nodes_to_exclude),
+                "nodes_to_quantize": list(self.nodes_to_quantize),
+                "op_types_to_exclude": list(self.op_types_to_exclude),
+                "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
+            },
+            sort_keys=True,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """The options recorded in a file we wrote."""
+        options = json.loads(text)
+        return cls(
+            sign_zero=options["sign_zero"],
+            emit=options["emit"],
+            nodes_to_exclude=tuple(options["nodes_to_exclude"]),
+            nodes_to_quantize=tuple(options["nodes_to_quantize"]),
+            op_types_to_exclude=tuple(options["op_types_to_exclude"]),
+            input_shapes={name: tuple(shape) for name, shape in options["input_shapes"].items()},
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """A converted model and the report on how it came about."""
+
+    model: onnx.ModelProto
+    report: Report
+
+
+def convert(model: io.ModelLike, config: Config | None = None) -> Result:
+    """Lower every layer of a model that is binary already; the rest stays as it is.
+
+    Args:
+        model: path, serialized bytes or ModelProto of the source.
+        config: see `Config`.
+
+    Returns:
+        The converted model (it runs in plain onnxruntime, and fast with our library registered) and its report.
+
+    Raises:
+        ModelError: the model cannot be read, or its opset cannot be converted.
+        NothingMatched: no layer is binary, and `allow_unchanged` is not set.
+    """
+    config = config or Config()
+    source = io.read(model)
+    compilation = _compile(source, config)
+    if compilation.binary_layers == 0 and not config.allow_unchanged:
+        raise NothingMatched(_nothing_matched(compilation.report))
+    return Result(compilation.model, compilation.report)
+
+
+def inspect(model: io.ModelLike, config: Config | None = None) -> Report:
+    """What `convert` would do with every layer, and why; sizes and operations before and after."""
+    return _compile(io.read(model), config or Config()).report
+
+
+@dataclass(frozen=True)
+class _Compilation:
+    model: onnx.ModelProto
+    report: Report
+    binary_layers: int
+
+
+def _compile(source: io.Source, config: Config) -> _Compilation:
+    prepared = io.prepare(source.model)
+    inferred = shapes.infer(prepared, config.input_shapes)
+    context, layers, signs = _recognise(prepared, inferred, config)
+    if context.binary and config.emit == "compiled":
+        lower(context)
+    if context.binary:
+        metadata = {
+            "binarize_onnx.version": _version(),
+            "binarize_onnx.source_sha256": source.sha256,
+            "binarize_onnx.options": config.to_json(),
+            "binarize_onnx.ops": str(opset.VERSION),
+        }
+        model = io.export_graph(context.graph, prepared, metadata)
+        size = model.ByteSize()
+    else:
+        model, size = source.model, source.size
+    for layer in layers:
+        _conclude(layer, context)
+    report = Report(layers, _summary(layers, source.size, size), signs)
+    return _Compilation(model, report, len(context.binary))
+
+
+def _recognise(
+    prepared: onnx.ModelProto, inferred: shapes.Shapes, config: Config
+) -> tuple[Context, list[Layer], list[SignSite]]:
+    """The ideal graph, the layers of the source, and its signs.
+
+    With `sign_zero="keep"` a sign that 0 may reach is taken out of the game, which can make layers float that fed
+    proofs for later signs: so start again until nothing is taken out.
+    """
+    wanted = Filter(config.nodes_to_quantize, config.nodes_to_exclude, config.op_types_to_exclude)
+    kept: frozenset[str] = frozenset()
+    while True:
+        context = Context(io.import_graph(prepared), inferred)
+        layers = _name_layers(context)
+        sites = idealise(context, wanted, kept)
+        unproved = frozenset(site.name for site in sites if site.zero == "assumed")
+        if config.sign_zero == "plus" or not unproved:
+            return context, layers, sites
+        kept |= unproved
+
+
+def idealise(context: Context, wanted: Filter, kept_signs: frozenset[str] = frozenset()) -> list[SignSite]:
+    """Source graph to ideal graph: ±1 weights, BinarySign, every real-valued step behind the layer."""
+    tidy(context.graph)
+    FoldConstants(context).run()  # first: weights and thresholds may be written as constant cones
+    recognise = RecogniseLayers(context, wanted, kept_signs)
+    recognise.run()
+    IdealAffine(context).run()  # after the layers are known: only steps that touch them are rewritten
+    return [_prove(site, three_valued, context) for site, three_valued in recognise.sites.values()]
+
+
+def lower(context: Context) -> None:
+    """Ideal graph to packed graph, without changing a bit of any output."""
+    LowerLayers(context).run()
+    climbing = True
+    while climbing:  # each of these can uncover a site for the others
+        climbing = any([FoldThreshold(context).run(), PoolOnBits(context).run(), FlattenOnBits(context).run()])
+    FuseEpilogue(context).run()  # after thresholds have folded: what only a sign reads is gone by now
+    SharePacks(context).run()  # before bits are fused: a layer can write one set of bits
+    FuseBits(context).run()
+
+
+def _name_layers(context: Context) -> list[Layer]:
+    """A report line for every layer of the source; layers without a name, or with another's, get one."""
+    layers: list[Layer] = []
+    taken: set[str] = set()
+    for node in context.graph.nodes:
+        ours = node.domain == opset.DOMAIN and node.op in COMPILED_OPS
+        if not ours and (node.domain or node.op not in LAYER_OPS):
+            continue
+        if not node.name or node.name in taken:
+            node.name = node.outputs[0].name or node.outputs[-1].name
+        taken.add(node.name)
+        if ours:
+            layers.append(Layer(node.name, node.op, "binary", "compiled already", None))
+        else:
+            layers.append(Layer(node.name, node.op, "float", "", cost.macs(node, context.known)))
+    return layers
+
+
+def _prove(site: SignSite, three_valued: bool, context: Context) -> SignSite:
+    """Upgrade an assumed sign(0) where the graph itself shows that 0 cannot come."""
+    if not three_valued:
+        return site
+    tensor = context.graph.tensors().get(site.name)
+    if tensor is not None and zero_cannot_occur(tensor, context):
+        return SignSite(site.name, "proved", "no value that reaches it is exactly 0")
+    return site
+
+
+def _conclude(layer: Layer, context: Context) -> None:
+    """Status and reason of a layer after all passes."""
+    if layer.status == "binary":
+        return
+    if layer.name in context.binary:
+        layer.status = "binary"
+        layer.reason = context.journal.reason(layer.name)
+    else:
+        layer.reason = context.journal.skipped.get(layer.name, "inside a subgraph, which stays as it is")
+
+
+def _summary(layers: list[Layer], bytes_before: int, bytes_after: int) -> Summary:
+    binary = sum(x.macs or 0 for x in layers if x.status == "binary")
+    real = sum(x.macs or 0 for x in layers if x.status == "float")
+    count = sum(x.status == "binary" for x in layers)
+    return Summary(
+        binary_layers=count,
+        float_layers=len(layers) - count,
+        binary_macs=binary,
+        float_macs=real,
+        ops=cost.operations(binary, real),
+        bytes_before=bytes_before,
+        bytes_after=bytes_after,
+    )
+
+
+def _nothing_matched(report: Report) -> str:
+    if any(x.reason == "compiled already" for x in report.layers):
+        return "the model is compiled already; nothing was written."
+    if not report.layers:
+        return "the model has no convolution and no matrix product; --allow-unchanged writes it as it is."
+    return (
+        f"none of the {len(report.layers)} layers is binary: `inspect` gives the reason for each. This command lowers "
+        "networks trained with binary weights and activations; train the float model that way first, or pass "
+        "--allow-unchanged to write it as it is."
+    )
+
+
+def _version() -> str:
+    try:
+        return version("binarize-onnx")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "unknown"
