@@ -256,6 +256,7 @@ def _restore_annotations(graph: onnx.GraphProto, source: onnx.GraphProto) -> Non
             node.doc_string = original.doc_string
             node.metadata_props.extend(original.metadata_props)
     graph.doc_string = source.doc_string
+    del graph.value_info[:]  # graphsurgeon lists our new tensors there, without shapes
     graph.metadata_props.extend(source.metadata_props)
     alive = {name for node in graph.node for name in [*node.input, *node.output]}
     declared = {v.name for v in [*graph.value_info, *graph.input, *graph.output]}

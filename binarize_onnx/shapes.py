@@ -9,6 +9,8 @@ import onnx
 
 from binarize_onnx.errors import UsageError
 
+Dims = tuple[int | None, ...]
+
 SMALL = 1024  # initializers up to this many elements may be shapes or axes, so inference gets to see them
 STAND_IN_BATCH = 7
 STAND_IN_SIZE = 224
@@ -24,7 +26,7 @@ class Shapes:
             can be compared whose sizes are only known at run time.
     """
 
-    known: dict[str, tuple[int | None, ...]]
+    known: dict[str, Dims]
     stand_in: dict[str, tuple[int, ...]]
 
 
@@ -36,12 +38,24 @@ def infer(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]] | 
     """
     skeleton = _skeleton(model)
     _fix_inputs(skeleton, input_shapes or {})
-    known = _run(skeleton)
-    _replace_symbols(skeleton)
-    stand_in = {
-        name: tuple(d for d in shape if d is not None) for name, shape in _run(skeleton).items() if None not in shape
-    }
-    return Shapes(known, stand_in)
+    # What inference cannot find (behind operators it does not know), the file may declare.
+    declared = [v for v in model.graph.value_info if v.type.tensor_type.HasField("shape")]
+    known = _complete(_run(skeleton), {v.name: _dims(v) for v in declared})
+    numbers = _replace_symbols(skeleton)
+    stand_in = _complete(_run(skeleton), {v.name: _dims(v, numbers) for v in declared})
+    closed = {name: tuple(d for d in shape if d is not None) for name, shape in stand_in.items() if None not in shape}
+    return Shapes(known, closed)
+
+
+def _complete(inferred: dict[str, Dims], declared: dict[str, Dims]) -> dict[str, Dims]:
+    """Inferred shapes, their gaps filled from declared ones of the same rank."""
+    merged = dict(declared)
+    for name, shape in inferred.items():
+        other = declared.get(name, shape)
+        if len(other) != len(shape):
+            other = shape
+        merged[name] = tuple(d if d is not None else o for d, o in zip(shape, other, strict=True))
+    return merged
 
 
 def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -75,7 +89,7 @@ def _fix_inputs(skeleton: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]
         tensor_type.shape.CopyFrom(onnx.TensorShapeProto(dim=[{"dim_value": d} for d in shape]))
 
 
-def _replace_symbols(skeleton: onnx.ModelProto) -> None:
+def _replace_symbols(skeleton: onnx.ModelProto) -> dict[str, int]:
     """A number for every open input dimension: the same for the same symbol, large and even for image sizes."""
     numbers: dict[str, int] = {}
     for tensor in skeleton.graph.input:
@@ -85,18 +99,26 @@ def _replace_symbols(skeleton: onnx.ModelProto) -> None:
             symbol = dim.dim_param or f"{tensor.name}[{axis}]"
             first = STAND_IN_BATCH if axis == 0 else STAND_IN_SIZE + 32 * len(numbers)
             dim.dim_value = numbers.setdefault(symbol, first)
+    return numbers
 
 
-def _run(skeleton: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+def _dims(value: onnx.ValueInfoProto, numbers: Mapping[str, int] | None = None) -> Dims:
+    """A declared shape; symbols are None, or the number that stands in for them."""
+    return tuple(
+        d.dim_value if d.HasField("dim_value") else (numbers or {}).get(d.dim_param)
+        for d in value.type.tensor_type.shape.dim
+    )
+
+
+def _run(skeleton: onnx.ModelProto) -> dict[str, Dims]:
     try:
         graph = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
     except onnx.shape_inference.InferenceError:
         graph = skeleton.graph  # what stays unknown is reported where it matters
-    found: dict[str, tuple[int | None, ...]] = {}
+    found: dict[str, Dims] = {}
     for tensor in [*graph.input, *graph.value_info, *graph.output]:
         if tensor.type.tensor_type.HasField("shape"):
-            dims = tensor.type.tensor_type.shape.dim
-            found[tensor.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in dims)
+            found[tensor.name] = _dims(tensor)
     for constant in graph.initializer:
         found[constant.name] = tuple(constant.dims)
     return found

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from binarize_onnx import opset
-from binarize_onnx.passes.base import Array, Pass, Skip, along_axis, constant_value, record
+from binarize_onnx.passes.base import Array, Pass, Skip, along_axis, constant_value, record, split_operands
 
 SLOTS = {slot: 2 + index for index, slot in enumerate(opset.EPILOGUE)}
 
@@ -57,28 +57,53 @@ class FuseEpilogue(Pass[Fusion]):
         """An XNOR layer whose float output one fusable step reads and nothing else."""
         if node.domain != opset.DOMAIN or node.op not in ("XnorConv", "XnorMatMul"):
             return None
-        output = node.outputs[0]
-        step = self.context.only_consumer(output)
-        if step is None or step.op not in ("Mul", "Add", "PRelu") or step.domain:
+        found = self._next_step(node.outputs[0])
+        if found is None:
             return None
-        operand = step.inputs[1] if step.inputs[0] is output else step.inputs[0]
-        if step.op == "PRelu" and step.inputs[0] is not output:
-            return None
+        step, kind, operand = found
         first = self._last.get(node.name, -1) + 1
         for slot, op in ORDER[first:]:
-            if op == step.op:
+            if op == kind:
                 value = self._fits(node, slot, operand)
                 if value is not None:
                     return Fusion(node, step, slot, value)
         return None
+
+    def _next_step(self, y: gs.Tensor) -> tuple[gs.Node, str, gs.Tensor] | None:
+        """`(node that writes the result, kind of slot, operand)` of the one step that reads y."""
+        step = self.context.only_consumer(y)
+        if step is None:
+            return self._select(y)
+        if step.op not in ("Mul", "Add", "PRelu") or step.domain:
+            return None
+        operand = step.inputs[1] if step.inputs[0] is y else step.inputs[0]
+        if step.op == "PRelu":
+            slope = constant_value(operand)  # PRelu(0) is settled for slopes that are not negative
+            if step.inputs[0] is not y or slope is None or np.any(np.signbit(slope)):
+                return None
+        return step, step.op, operand
+
+    def _select(self, y: gs.Tensor) -> tuple[gs.Node, str, gs.Tensor] | None:
+        """Where(y > 0, y, y * slope): PRelu as the ideal graph spells it where a slope is negative."""
+        readers = {node.op: node for node in y.outputs}
+        if self.context.is_output(y) or len(y.outputs) != 3 or readers.keys() != {"Greater", "Mul", "Where"}:
+            return None
+        greater, product, where = (readers[op] for op in ("Greater", "Mul", "Where"))
+        zero, scaled = constant_value(greater.inputs[1]), split_operands(product)
+        whole = where.inputs[0] is greater.outputs[0] and where.inputs[1] is y and where.inputs[2] is product.outputs[0]
+        private = all(self.context.only_consumer(n.outputs[0]) is where for n in (greater, product))
+        if not whole or not private or zero is None or np.any(zero != 0) or scaled is None:
+            return None
+        return where, "PRelu", product.inputs[1] if scaled[0] is product.inputs[0] else product.inputs[0]
 
     def rewrite(self, site: Fusion) -> None:
         """Fill the slot; the layer now writes what the step wrote."""
         site.layer.inputs[SLOTS[site.slot]] = site.value
         self._last[site.layer.name] = POSITION[site.slot]
         result = site.step.outputs[0]
-        site.step.outputs.clear()
-        site.step.inputs.clear()
+        for reader in list(site.layer.outputs[0].outputs):
+            reader.outputs.clear()
+            reader.inputs.clear()
         site.layer.outputs[0] = result
         record(self.context.journal.epilogue, site.layer.name, site.slot)
 

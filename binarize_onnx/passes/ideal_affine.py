@@ -5,11 +5,14 @@
     Div(x, c)                    ->  Mul(x, 1 / c)           c a power of two
     Neg(x)                       ->  Mul(x, -1)
     Relu(x), LeakyRelu(x)        ->  PRelu(x, slope)
-    Mul(Add(acc, c), s)          ->  Add(Mul(acc, s), c * s) acc an exact accumulator, c whole, s a power of two
+    PRelu(x, slope)              ->  Where(x > 0, x, Mul(x, slope))     where a slope is negative
+    Mul(Add(acc, c), s)          ->  Add(Mul(acc, s), c * s) acc an exact accumulator, c whole, s a power of two;
+                                                             also with Sub and Div
 
 Each is the same float32 function: the batch-normalization constants are rounded step by step as onnxruntime rounds
-them, the other rewrites round nothing. (PRelu with slope 0 gives −0.0 where Relu gives 0.0: equal numbers.) The last
-one undoes the popcount domain, (acc + K) / 2. Only steps that a binary layer feeds or that feed a sign are
+them, the other rewrites round nothing. (PRelu with slope 0 gives −0.0 where Relu gives 0.0: equal numbers. With a
+negative slope runtimes disagree about the sign of PRelu(0), so it is spelled out.) The last one undoes the popcount
+domain, (acc + K) / 2. Only steps that a binary layer feeds or that feed a sign are
 rewritten; float layers keep the nodes they came with.
 """
 
@@ -46,6 +49,7 @@ IDEAL_KINDS: dict[str, tuple[str, ...]] = {
     "LeakyRelu": ("PRelu",),
     "PRelu": ("PRelu",),
 }
+HINTS = {"Mul": "scale", "Add": "shift", "PRelu": "slope", "Where": "slope"}
 STEPS = frozenset(IDEAL_KINDS)
 
 
@@ -68,8 +72,11 @@ class IdealAffine(Pass[Steps]):
 
     def match(self, node: gs.Node) -> Steps | Skip | None:
         """A step that touches bits and is not in its ideal form."""
-        if node.op not in STEPS or node.domain or node.outputs[0].name not in self._touching:
+        if node.op not in STEPS or node.domain:
             return None
+        popcount = self._match_popcount(node)
+        if popcount is not None or node.outputs[0].name not in self._touching:
+            return popcount
         x = node.inputs[0]
         if node.op == "BatchNormalization":
             return self._match_batchnorm(node)
@@ -78,15 +85,17 @@ class IdealAffine(Pass[Steps]):
         if node.op == "Relu":
             return Steps(node, x, [("PRelu", np.zeros(1, np.float32))])
         if node.op == "LeakyRelu":
-            return Steps(node, x, [("PRelu", np.full(1, node.attrs.get("alpha", 0.01), np.float32))])
+            alpha = np.full(1, node.attrs.get("alpha", 0.01), np.float32)
+            return Steps(node, x, [("Where" if np.signbit(alpha[0]) else "PRelu", alpha)])
+        if node.op == "PRelu":
+            slope: Array | None = constant_value(node.inputs[1])
+            negative = slope is not None and slope.dtype == np.float32 and bool(np.any(np.signbit(slope)))
+            return Steps(node, x, [("Where", slope)]) if slope is not None and negative else None
         if node.op in ("Sub", "Div"):
-            c = constant_value(node.inputs[1])
-            if c is None or c.dtype != np.float32 or isinstance(x, gs.Constant):
-                return None
-            if node.op == "Sub":
-                return Steps(node, x, [("Add", -c)])
-            return Steps(node, x, [("Mul", (1 / c).astype(np.float32))]) if _powers_of_two(c) else None
-        return self._match_popcount(node) if node.op == "Mul" else None
+            kind = "Add" if node.op == "Sub" else "Mul"
+            found = _as_ideal(node, kind)
+            return None if found is None else Steps(node, found[0], [(kind, found[1])])
+        return None
 
     def rewrite(self, site: Steps) -> None:
         """Put the steps in the node's place; the last one keeps its output."""
@@ -98,9 +107,22 @@ class IdealAffine(Pass[Steps]):
             if index < len(site.steps) - 1:
                 result = self.context.variable(f"{output.name}.{op}", like=output)
                 self._touching.add(result.name)
-            hint = f"{output.name}.{ {'Mul': 'scale', 'Add': 'shift', 'PRelu': 'slope'}[op] }"
-            self.context.insert(op, [current, self.context.constant(hint, values)], [result])
+            hint = f"{output.name}.{HINTS[op]}"
+            constant = self.context.constant(hint, values)
+            if op == "Where":
+                self._insert_select(current, constant, result)
+            else:
+                self.context.insert(op, [current, constant], [result])
             current = result
+
+    def _insert_select(self, x: gs.Tensor, slope: gs.Constant, result: gs.Tensor) -> None:
+        """result = x > 0 ? x : x * slope, a node for each."""
+        zero = self.context.constant("zero", np.zeros((), np.float32))
+        positive = self.context.variable(f"{result.name}.positive", like=x, dtype=np.bool_)
+        scaled = self.context.variable(f"{result.name}.scaled", like=x)
+        self.context.insert("Greater", [x, zero], [positive])
+        self.context.insert("Mul", [x, slope], [scaled])
+        self.context.insert("Where", [positive, x, scaled], [result])
 
     def _match_batchnorm(self, node: gs.Node) -> Steps | None:
         used_outputs = [t for t in node.outputs[1:] if not t.is_empty()]
@@ -123,20 +145,34 @@ class IdealAffine(Pass[Steps]):
         return Steps(node, node.inputs[0], [("Mul", scale.reshape(per_channel)), ("Add", shift.reshape(per_channel))])
 
     def _match_popcount(self, node: gs.Node) -> Steps | None:
-        outer = split_operands(node)
-        add = producer(outer[0]) if outer else None
-        if outer is None or add is None or add.op != "Add" or self.context.only_consumer(outer[0]) is not node:
+        scaled = _as_ideal(node, "Mul")
+        sum_node = None if scaled is None else producer(scaled[0])
+        if scaled is None or sum_node is None or self.context.only_consumer(scaled[0]) is not node:
             return None
-        inner = split_operands(add)
-        if inner is None or inner[1].dtype != np.float32 or outer[1].dtype != np.float32:
+        summed = _as_ideal(sum_node, "Add")
+        if summed is None:
             return None
-        (acc, c), scale = inner, outer[1]
+        (acc, c), scale = summed, scaled[1]
         length = accumulator_length(acc, self.context)
         if length is None or not _powers_of_two(scale) or np.any(c != np.round(c)):
             return None
         if length + float(np.max(np.abs(c))) >= 1 << 23:  # halves of larger sums would round
             return None
         return Steps(node, acc, [("Mul", scale), ("Add", (c * scale).astype(np.float32))])
+
+
+def _as_ideal(node: gs.Node, kind: str) -> tuple[gs.Tensor, Array] | None:
+    """`(x, c)` of a node that is x * c or x / (1 / c) (kind Mul), or x + c or x - (-c) (kind Add); else None."""
+    inverse = {"Mul": "Div", "Add": "Sub"}[kind]
+    operands = split_operands(node) if node.op in (kind, inverse) and not node.domain else None
+    if operands is None or operands[1].dtype != np.float32:
+        return None
+    x, c = operands
+    if node.op == kind:
+        return x, c
+    if x is not node.inputs[0] or (kind == "Mul" and not _powers_of_two(c)):
+        return None
+    return x, (np.float32(1) / c if kind == "Mul" else -c)
 
 
 def _powers_of_two(values: Array) -> bool:

@@ -65,7 +65,9 @@ class LowerLayers(Pass[Site]):
         outputs = weights.shape[0] if convolution else weights.shape[1]
         name = node.inputs[1].name.removesuffix(".signs")
         packed = context.constant(f"{name}.bits", bits.pack(weights > 0, k_axis))
-        rank = 4 if convolution else len(context.shape(site.data) or ())
+        shape = context.shape(site.data)
+        assert shape is not None, "recognition asks for the rank of a matrix product's input"
+        rank = len(shape)
         planes = plane_encoding(site.level)
         data = pack_input(site, context, rank, axis=1 if convolution else rank - 1)
         epilogue = neutral_epilogue(context, convolution, outputs, int(packed.shape[k_axis]))

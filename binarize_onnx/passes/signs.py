@@ -117,11 +117,9 @@ def trace(tensor: gs.Tensor, kept: frozenset[str]) -> list[Sign] | NotBinary:
             return signs
         value = pad_value(node)
         if value is None or value not in (1, signs[0].x_low):
-            return NotBinary(
-                f"Pad `{node.name}` fills a binary tensor with {value}; +1 or {signs[0].x_low} would keep it binary"
-            )
+            return NotBinary(f"`{tensor.name}` is padded with a value that is neither +1 nor {signs[0].x_low}")
         return signs
-    return NotBinary(f"its input comes from {node.op} `{node.name}`, not from a sign")
+    return NotBinary(f"its input comes from {node.op} (`{tensor.name}`), not from a sign")
 
 
 def pad_value(node: gs.Node) -> int | None:

@@ -1,0 +1,100 @@
+"""Every pass against its golden files: ONNX text before, ONNX text after.
+
+`UPDATE_GOLDEN=1 pytest tests/test_passes.py` rewrites the `after` halves; read the difference before you commit it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx.parser
+import onnx.printer
+import pytest
+
+from binarize_onnx import io, opset, shapes
+from binarize_onnx.passes.base import Context, Pass, tidy
+from binarize_onnx.passes.flatten_on_bits import FlattenOnBits
+from binarize_onnx.passes.fold_constants import FoldConstants
+from binarize_onnx.passes.fold_threshold import FoldThreshold
+from binarize_onnx.passes.fuse_bits import FuseBits, SharePacks
+from binarize_onnx.passes.fuse_epilogue import FuseEpilogue
+from binarize_onnx.passes.ideal_affine import IdealAffine
+from binarize_onnx.passes.lower_layers import LowerLayers
+from binarize_onnx.passes.pool_on_bits import PoolOnBits
+from binarize_onnx.passes.recognise_layers import Filter, RecogniseLayers
+
+GOLDEN = Path(__file__).parent / "golden"
+
+PASSES = {
+    "FlattenOnBits": FlattenOnBits,
+    "FoldConstants": FoldConstants,
+    "FoldThreshold": FoldThreshold,
+    "FuseBits": FuseBits,
+    "FuseEpilogue": FuseEpilogue,
+    "IdealAffine": IdealAffine,
+    "LowerLayers": LowerLayers,
+    "PoolOnBits": PoolOnBits,
+    "RecogniseLayers": lambda context: RecogniseLayers(context, Filter()),
+    "SharePacks": SharePacks,
+}
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One golden file: what it shows, the pass, the layers known to be binary, expected skips, both texts."""
+
+    path: Path
+    pass_name: str
+    binary: tuple[str, ...]
+    skips: dict[str, str]
+    before: str
+    after: str
+
+    @classmethod
+    def read(cls, path: Path) -> Golden:
+        head, _, rest = path.read_text().partition("--- before\n")
+        before, _, after = rest.partition("--- after\n")
+        fields = [line.partition(": ") for line in head.splitlines() if not line.startswith("#")]
+        values = {key: value for key, _, value in fields if key != "skip"}
+        skips = dict(value.partition(" = ")[::2] for key, _, value in fields if key == "skip")
+        return cls(path, values["pass"], tuple(values.get("binary", "").split()), skips, before, after)
+
+    def write(self, after: str, skips: dict[str, str]) -> None:
+        head = self.path.read_text().partition("--- before\n")[0]
+        lines = [line for line in head.splitlines() if not line.startswith("skip: ")]
+        lines += [f"skip: {layer} = {reason}" for layer, reason in skips.items()]
+        self.path.write_text("\n".join(lines) + f"\n--- before\n{self.before}--- after\n{after}")
+
+
+def apply(golden: Golden) -> tuple[str, dict[str, str]]:
+    """The graph after the pass, as text, and the reasons it gave for what it left."""
+    model = onnx.parser.parse_model(golden.before)
+    model.functions.extend(opset.functions_in_use(model))  # shape inference goes through the bodies
+    context = Context(io.import_graph(model), shapes.infer(model))
+    context.binary |= set(golden.binary)
+    tidy(context.graph)
+    rewrite: Pass[object] = PASSES[golden.pass_name](context)
+    rewrite.run()
+    result = io.export_graph(context.graph, model, {})
+    onnx.checker.check_model(result)
+    names = {name for name in context.graph.tensors() if name}
+    assert len(names) == len(context.graph.tensors()), "an unused output must not appear as a tensor"
+    return onnx.printer.to_text(result.graph) + "\n", context.journal.skipped
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.txt")), ids=lambda p: p.stem)
+def test_golden(path: Path) -> None:
+    golden = Golden.read(path)
+    after, skips = apply(golden)
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write(after, skips)
+        return
+    assert after == golden.after
+    assert skips == golden.skips
+
+
+def test_every_pass_has_a_golden_file() -> None:
+    assert {Golden.read(path).pass_name for path in GOLDEN.glob("*.txt")} == set(PASSES)
