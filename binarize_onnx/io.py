@@ -51,6 +51,7 @@ def load(model: ModelLike) -> onnx.ModelProto:
 def read(model: ModelLike) -> Source:
     """The model with its identity. See `load`."""
     if isinstance(model, onnx.ModelProto):
+        _refuse_external(model)
         try:
             data = model.SerializeToString(deterministic=True)
         except (EncodeError, ValueError) as error:
@@ -59,7 +60,9 @@ def read(model: ModelLike) -> Source:
             ) from None
         return Source(model, hashlib.sha256(data).hexdigest(), len(data))
     if isinstance(model, bytes):
-        return Source(_parse(model, "the given bytes"), hashlib.sha256(model).hexdigest(), len(model))
+        parsed = _parse(model, "the given bytes")
+        _refuse_external(parsed)
+        return Source(parsed, hashlib.sha256(model).hexdigest(), len(model))
     path = Path(model)
     try:
         data = path.read_bytes()
@@ -221,6 +224,16 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
     if not model.ir_version or not model.opset_import or not model.HasField("graph"):
         raise ModelError("is not an ONNX model: it has no graph, IR version or operator set.", where=where)
     return model
+
+
+def _refuse_external(model: onnx.ModelProto) -> None:
+    """A model in memory has no folder to find its data in."""
+    for tensor in _all_tensors(model):
+        if uses_external_data(tensor):
+            raise ModelError(
+                f"tensor `{tensor.name}` is in an external file ({_location(tensor)});",
+                fix="give the model's path, or load its data first.",
+            )
 
 
 def _all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

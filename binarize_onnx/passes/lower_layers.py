@@ -65,9 +65,7 @@ class LowerLayers(Pass[Site]):
         outputs = weights.shape[0] if convolution else weights.shape[1]
         name = node.inputs[1].name.removesuffix(".signs")
         packed = context.constant(f"{name}.bits", bits.pack(weights > 0, k_axis))
-        shape = context.shape(site.data)
-        assert shape is not None, "recognition asks for the rank of a matrix product's input"
-        rank = len(shape)
+        rank = 4 if convolution else _rank(site.data, context)
         planes = plane_encoding(site.level)
         data = pack_input(site, context, rank, axis=1 if convolution else rank - 1)
         epilogue = neutral_epilogue(context, convolution, outputs, int(packed.shape[k_axis]))
@@ -99,6 +97,12 @@ class LowerLayers(Pass[Site]):
             domain=opset.DOMAIN,
             attrs=attrs,
         )
+
+
+def _rank(tensor: gs.Tensor, context: Context) -> int:
+    shape = context.shape(tensor)
+    assert shape is not None, "recognition declines a matrix product whose input has no known rank"
+    return len(shape)
 
 
 def neutral_epilogue(context: Context, convolution: bool, outputs: int, words: int) -> dict[str, gs.Tensor]:
