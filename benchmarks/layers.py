@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import click
 import numpy as np
@@ -76,6 +77,7 @@ class Timing:
 
 def model(layer: Conv | MatMul, binary: bool, rng: np.random.Generator) -> tuple[onnx.ModelProto, np.ndarray]:
     """One layer with real weights, or with a sign in front and ±1 weights, and an input for it."""
+    attributes: dict[str, Any]
     shape: tuple[int, ...]
     weight_shape: tuple[int, ...]
     if isinstance(layer, Conv):

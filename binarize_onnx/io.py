@@ -109,15 +109,13 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def import_graph(model: onnx.ModelProto) -> gs.Graph:
-    """The model as a graphsurgeon graph.
+    """A prepared model as a graphsurgeon graph; the model loses its functions.
 
-    Our own functions stay calls: `export_graph` attaches their bodies again. (graphsurgeon's sort does not end on a
-    graph that has functions and subgraphs.)
+    Those are our own, and `export_graph` attaches their bodies again. (graphsurgeon's sort does not end on a graph that
+    has functions and subgraphs.)
     """
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    del bare.functions[:]
-    return gs.import_onnx(bare)
+    del model.functions[:]
+    return gs.import_onnx(model)
 
 
 def export_graph(graph: gs.Graph, source: onnx.ModelProto, metadata: Mapping[str, str]) -> onnx.ModelProto:
@@ -180,6 +178,18 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str], *, external_data:
         if stale.name != kept:
             with suppress(OSError):
                 stale.unlink()
+
+
+def byte_size(model: onnx.ModelProto) -> int:
+    """Size of the serialized model in bytes, also where protobuf refuses to serialize it."""
+    bare = onnx.ModelProto()
+    tensors = list(model.graph.initializer)
+    total = sum(len(t.raw_data) if t.HasField("raw_data") else t.ByteSize() for t in tensors)
+    if total < PROTOBUF_LIMIT // 2:
+        return model.ByteSize()
+    bare.graph.node.extend(model.graph.node)
+    bare.functions.extend(model.functions)
+    return bare.ByteSize() + total
 
 
 @contextmanager

@@ -142,7 +142,7 @@ def _compile(source: io.Source, config: Config) -> _Compilation:
             "binarize_onnx.ops": str(opset.VERSION),
         }
         model = io.export_graph(context.graph, prepared, metadata)
-        size = model.ByteSize()
+        size = io.byte_size(model)
     else:
         model, size = source.model, source.size
     for layer in layers:

@@ -73,7 +73,8 @@ def apply(golden: Golden) -> tuple[str, dict[str, str]]:
     """The graph after the pass, as text, and the reasons it gave for what it left."""
     model = onnx.parser.parse_model(golden.before)
     model.functions.extend(opset.functions_in_use(model))  # shape inference goes through the bodies
-    context = Context(io.import_graph(model), shapes.infer(model))
+    inferred = shapes.infer(model)
+    context = Context(io.import_graph(model), inferred)
     context.binary |= set(golden.binary)
     tidy(context.graph)
     rewrite: Pass[object] = PASSES[golden.pass_name](context)

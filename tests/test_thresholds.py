@@ -79,4 +79,4 @@ def test_constant_bit_is_minus_infinity(constant: float, bit: bool) -> None:
 def test_after_is_the_strict_comparison() -> None:
     points = neighbourhood(0.0)
     for t in (0.0, -0.0, 1.5, -3.25, 1e-45):
-        np.testing.assert_array_equal(points >= after(np.float32(t)), points > np.float32(t))
+        np.testing.assert_array_equal(points >= after(np.asarray(t, np.float32)), points > np.float32(t))
