@@ -194,9 +194,13 @@ class _Body:
         """⌈lanes / 32⌉."""
         return self.Div(self.Add(lanes, self.ints(WORD - 1)), self.ints(WORD))
 
-    def float32(self, x: str, **out: str) -> str:
+    def float32(self, x: str) -> str:
         """``x`` as float32."""
-        return self.Cast(x, to=TensorProto.FLOAT, **out)
+        return self.Cast(x, to=TensorProto.FLOAT)
+
+    def uint32(self, x: str) -> str:
+        """``x`` as uint32."""
+        return self.Cast(x, to=TensorProto.UINT32)
 
 
 def _unpack(b: _Body, packed: str, axis: str, lanes: str) -> str:
@@ -206,9 +210,10 @@ def _unpack(b: _Body, packed: str, axis: str, lanes: str) -> str:
     """
     pre = b.size(b.dims(packed, 0, axis))
     words = b.Reshape(packed, b.join(pre, b.Gather(b.Shape(packed), axis), b.ints(1, -1)))
-    # Lane i of a word is its bit i: shift it down, then keep the lowest bit.
-    lane = b.Cast(b.Reshape(b.ints(*range(WORD)), b.ints(WORD, 1)), to=TensorProto.UINT32)
-    bit = b.Mod(b.BitShift(words, lane, direction="RIGHT"), b.Cast(b.integer(2), to=TensorProto.UINT32))
+    # Lane i of a word is its bit i: shift it to the top of the word, then to the bottom (Mod 2 takes far longer).
+    to_top = b.uint32(b.Reshape(b.ints(*range(WORD - 1, -1, -1)), b.ints(WORD, 1)))
+    at_top = b.BitShift(words, to_top, direction="LEFT")
+    bit = b.BitShift(at_top, b.uint32(b.integer(WORD - 1)), direction="RIGHT")
     # [pre, planes·words, 32, post] → [pre, planes, 32·words, post].  The outer dimensions are copied (0), so that a
     # number of words that is no multiple of ⌈lanes/32⌉ is an error; then the unused lanes of the last word go.
     full = b.Mul(b.words(lanes), b.ints(WORD))
@@ -239,7 +244,8 @@ def _threshold(b: _Body, v: str, axis: str) -> str:
     pre = b.dims(v, 0, axis)
     thresholds = b.Gather(b.Shape(reached), axis)
     rows = b.Reshape(b.float32(reached), b.join(b.size(pre), thresholds, b.ints(-1)))
-    odd = b.Greater(b.Mod(b.MatMul("encode", rows), b.real(2.0), fmod=1), b.real(0.0))
+    count = b.uint32(b.MatMul("encode", rows))
+    odd = b.Cast(b.BitShift(count, b.uint32(b.integer(WORD - 1)), direction="LEFT"), to=TensorProto.BOOL)
     shape = b.join(pre, b.dims("encode", 0, 1), b.dims(v, axis))
     return b.Xor(b.Reshape(odd, shape), "flip")
 
@@ -264,7 +270,7 @@ def _pack(b: _Body, bits: str, axis: str, out: str) -> None:
     grouped = b.Reshape(padded, b.join(b.ints(0, 0), words, b.ints(WORD, -1)))
     place = b.Reshape(b.ints(*(1 << i for i in range(WORD))), b.ints(WORD, 1))
     sums = b.ReduceSum(b.Mul(grouped, place), b.ints(3), keepdims=0)
-    b.Reshape(b.Cast(sums, to=TensorProto.UINT32), b.join(pre, b.ints(-1), post), out=out)
+    b.Reshape(b.uint32(sums), b.join(pre, b.ints(-1), post), out=out)
 
 
 def _slope(b: _Body, z: str, slope: str) -> str:
@@ -400,16 +406,17 @@ def _packed_max_pool(b: _Body) -> None:
     x = b.Xor(x, "invert")
 
     # The border is written out, because MaxPool refuses pads that reach the kernel's size, and because onnxruntime
-    # 1.20 counts windows differently with ceil_mode.  Rounding up is a longer border at the end: what fills the last
-    # window, if that window starts inside the input or its leading border.
+    # 1.20 counts windows differently with ceil_mode.  Rounding up is a longer border at the end, one that fills the
+    # last window; but if that window starts past the input, it is left out: a stride less.
     size, strides, dilations = b.dims("P", 2), b.attribute("strides"), b.attribute("dilations")
     leading, trailing = (b.Slice(b.attribute("pads"), b.ints(i), b.ints(i + 2)) for i in (0, 2))
     reach = b.Mul(b.Sub(b.attribute("kernel_shape"), b.ints(1)), dilations)
     padded_size = b.Add(b.Add(size, leading), trailing)
     travel = b.Sub(b.Sub(padded_size, reach), b.ints(1))  # how far the window's first tap can move
     up = b.Mod(b.Sub(strides, b.Mod(travel, strides)), strides)
-    starts_inside = b.Less(b.Add(travel, up), b.Add(size, leading))
-    extra = b.Mul(b.Mul(up, b.Cast(starts_inside, to=TensorProto.INT64)), b.attribute("ceil_mode"))
+    starts_outside = b.GreaterOrEqual(b.Add(travel, up), b.Add(size, leading))
+    extra = b.Sub(up, b.Mul(strides, b.Cast(starts_outside, to=TensorProto.INT64)))
+    extra = b.Mul(extra, b.attribute("ceil_mode"))
     pads = b.join(b.ints(0, 0), leading, b.ints(0, 0), b.Add(trailing, extra))
     # The comparison between Pad and MaxPool keeps onnxruntime from merging the two.
     padded = b.Greater(b.Pad(b.float32(x), pads, b.real(0.0)), b.real(0.0))
@@ -501,7 +508,8 @@ def make_node(
     op = OPS.get(name) or IDEAL_OPS.get(name)
     if op is None:
         raise ValueError(f"{name} is no op of this project")
-    node = helper.make_node(name, inputs, outputs, name=node_name, domain=op.domain, **attributes)
+    node = helper.make_node(name, inputs, outputs, name=node_name, domain=op.domain)
+    node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
     check_node(node)
     return node
 
