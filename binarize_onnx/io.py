@@ -186,10 +186,10 @@ def byte_size(model: onnx.ModelProto) -> int:
     tensors = list(model.graph.initializer)
     total = sum(len(t.raw_data) if t.HasField("raw_data") else t.ByteSize() for t in tensors)
     if total < PROTOBUF_LIMIT // 2:
-        return model.ByteSize()
+        return int(model.ByteSize())
     bare.graph.node.extend(model.graph.node)
     bare.functions.extend(model.functions)
-    return bare.ByteSize() + total
+    return int(bare.ByteSize()) + total
 
 
 @contextmanager

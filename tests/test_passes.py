@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx.parser
@@ -28,7 +30,7 @@ from binarize_onnx.passes.recognise_layers import Filter, RecogniseLayers
 
 GOLDEN = Path(__file__).parent / "golden"
 
-PASSES = {
+PASSES: dict[str, Callable[[Context], Pass[Any]]] = {
     "FlattenOnBits": FlattenOnBits,
     "FoldConstants": FoldConstants,
     "FoldThreshold": FoldThreshold,
@@ -77,8 +79,7 @@ def apply(golden: Golden) -> tuple[str, dict[str, str]]:
     context = Context(io.import_graph(model), inferred)
     context.binary |= set(golden.binary)
     tidy(context.graph)
-    rewrite: Pass[object] = PASSES[golden.pass_name](context)
-    rewrite.run()
+    PASSES[golden.pass_name](context).run()
     result = io.export_graph(context.graph, model, {})
     onnx.checker.check_model(result)
     names = {name for name in context.graph.tensors() if name}

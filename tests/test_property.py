@@ -53,7 +53,7 @@ def test_ideal_is_the_source_layer_by_layer(seed: int) -> None:
     result = convert(source, ALLOW)
     if result.report.summary.binary_layers == 0:
         pytest.skip("this seed has no binary layer")
-    verify(source, result.model, inputs=inputs)  # raises where a difference is larger than rounding explains
+    verify(source, result.model, inputs=inputs).require()  # every difference is one that rounding explains
 
 
 def test_the_seeds_cover_what_matters() -> None:

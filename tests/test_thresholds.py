@@ -59,7 +59,7 @@ def test_prelu_chain(shift: float, slope: float, threshold: float) -> None:
 def test_every_integer_of_an_accumulator() -> None:
     rng = np.random.default_rng(0)
     length, channels = 1152, 2000
-    scale = rng.normal(size=channels).astype(np.float32) * rng.choice(np.float32([0, 1e-3, 1]), channels)
+    scale = rng.normal(size=channels).astype(np.float32) * rng.choice(np.asarray([0, 1e-3, 1], np.float32), channels)
     # Ties on purpose: a shift that cancels some accumulator value exactly, before rounding.
     shift = (-scale * rng.integers(-length, length, channels)).astype(np.float32)
     threshold, flip = fold(lambda y: y * scale + shift, np.zeros(channels, np.float32), np.zeros(channels, bool))

@@ -13,6 +13,7 @@ folding cannot blow a small file up.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -73,38 +74,45 @@ FOLDED_OPS = frozenset(
 )
 
 
-class FoldConstants(Pass[gs.Node]):
+@dataclass(frozen=True)
+class Known:
+    """A node whose output is known: its values, or None if it is just the node's first input."""
+
+    node: gs.Node
+    values: Array | None
+
+
+class FoldConstants(Pass[Known]):
     """Turn Constant nodes and constant cones into initializers; remove Identity and inference-time Dropout."""
 
-    def match(self, node: gs.Node) -> gs.Node | Skip | None:
+    def match(self, node: gs.Node) -> Known | Skip | None:
         """Constant, an identity, or a foldable node whose every input is a constant."""
         if node.domain not in (None, "", "ai.onnx"):
             return None
-        if node.op == "Constant":
-            return node if _constant_attribute(node) is not None else None
         if node.op in ("Identity", "Dropout"):
-            return node if self._does_nothing(node) else None
-        if node.op not in FOLDED_OPS or len(node.outputs) != 1 or self.context.is_output(node.outputs[0]):
+            return Known(node, None) if self._does_nothing(node) else None
+        if node.op == "Constant":
+            values = _constant_attribute(node)
+        elif node.op in FOLDED_OPS and len(node.outputs) == 1 and not self.context.is_output(node.outputs[0]):
+            known = all(isinstance(t, gs.Constant) or t.is_empty() for t in node.inputs)
+            values = _evaluate(node) if known and node.inputs and not _too_large(node) else None
+        else:
             return None
-        known = all(isinstance(t, gs.Constant) or t.is_empty() for t in node.inputs)
-        return node if known and node.inputs and not _too_large(node) else None
+        return None if values is None else Known(node, values)
 
-    def rewrite(self, site: gs.Node) -> None:
+    def rewrite(self, site: Known) -> None:
         """Replace the node's output by a constant, or by its input."""
-        output = site.outputs[0]
-        if site.op in ("Identity", "Dropout"):
-            source = site.inputs[0]
+        node, output = site.node, site.node.outputs[0]
+        if site.values is not None:
+            source: gs.Tensor = gs.Constant(self.context.unique(f"{output.name}.folded"), site.values)
+        else:
+            source = node.inputs[0]
             if self.context.is_output(output):  # the graph's output keeps its name: its producer writes it directly
                 maker = producer(source)
                 assert maker is not None
                 maker.outputs[maker.outputs.index(source)] = output
                 source, output = output, source
-            site.outputs.clear()
-        else:
-            values = _constant_attribute(site) if site.op == "Constant" else _evaluate(site)
-            assert values is not None
-            site.outputs.clear()
-            source = gs.Constant(self.context.unique(f"{output.name}.folded"), values)
+        node.outputs.clear()
         for consumer in list(output.outputs):
             for index, tensor in enumerate(consumer.inputs):
                 if tensor is output:
@@ -112,22 +120,16 @@ class FoldConstants(Pass[gs.Node]):
 
     def _does_nothing(self, node: gs.Node) -> bool:
         """Identity always; Dropout outside training mode, its mask unread."""
-        output = node.outputs[0]
+        output, source = node.outputs[0], node.inputs[0]
         if node.op == "Dropout":
             mask_read = len(node.outputs) > 1 and (node.outputs[1].outputs or self.context.is_output(node.outputs[1]))
             training = len(node.inputs) > 2 and not node.inputs[2].is_empty()
             mode = constant_value(node.inputs[2]) if training else None
             if mask_read or (training and (mode is None or bool(np.any(mode)))):
                 return False
-        if not self.context.is_output(output):
-            return not (isinstance(node.inputs[0], gs.Constant) and _in_subgraph(output))
-        source = node.inputs[0]
-        return producer(source) is not None and not self.context.is_output(source)
-
-
-def _in_subgraph(tensor: gs.Tensor) -> bool:
-    """Whether a subgraph's own output list may hold the tensor: graphsurgeon does not list that as a consumer."""
-    return not tensor.outputs
+        if self.context.is_output(output):
+            return producer(source) is not None and not self.context.is_output(source)
+        return True
 
 
 def _constant_attribute(node: gs.Node) -> Array | None:
@@ -159,8 +161,8 @@ def _too_large(node: gs.Node) -> bool:
     return size > sum(int(np.prod(s)) for s in shapes) + GROWTH_LIMIT
 
 
-def _evaluate(node: gs.Node) -> Array:
-    """One node, by the ONNX reference implementation, in the dtype the runtime would use."""
+def _evaluate(node: gs.Node) -> Array | None:
+    """One node, by the ONNX reference implementation; None where that does not know the types."""
     attributes: dict[str, Any] = {
         name: numpy_helper.from_array(np.asarray(v.values)) if isinstance(v, gs.Constant) else v
         for name, v in node.attrs.items()
@@ -175,5 +177,8 @@ def _evaluate(node: gs.Node) -> Array:
         [onnx.ValueInfoProto(name="o")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    (result,) = ReferenceEvaluator(model).run(None, feeds)
+    try:
+        (result,) = ReferenceEvaluator(model).run(None, feeds)
+    except Exception:  # it raises what its NumPy code happens to raise; the runtime will evaluate the node
+        return None
     return np.asarray(result)

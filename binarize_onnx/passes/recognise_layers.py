@@ -103,6 +103,9 @@ class RecogniseLayers(Pass[BinaryLayer]):
             return Skip(node, real if isinstance(signs, NotBinary) else f"its input is binary, but it has {real}")
         if isinstance(signs, NotBinary):
             return Skip(node, f"binary weights, but {signs.reason}")
+        for sign in signs if isinstance(signs, list) else []:
+            if not self._threshold_fits(sign):
+                return Skip(node, f"the threshold of its sign `{sign.output.name}` has axes that the input has not")
         if pads is None:
             found = _explicit_pads(node, values, self.context) if node.op == "Conv" and values.ndim == 4 else [0]
             if isinstance(found, str):
@@ -162,6 +165,13 @@ class RecogniseLayers(Pass[BinaryLayer]):
             hint = f"{output.name}.{'scale' if op == 'Mul' else 'bias'}"
             self.context.insert(op, [current, self.context.constant(hint, values)], [result])
             current = result
+
+    def _threshold_fits(self, sign: Sign) -> bool:
+        """Whether the comparison keeps the shape of x; broadcasting x to a larger threshold would not."""
+        if sign.threshold.size == 1 and sign.threshold.ndim <= 1:
+            return True
+        shape = self.context.shape(sign.x)
+        return shape is not None and shape == self.context.shape(sign.output)
 
     def _rewrite_sign(self, sign: Sign) -> None:
         maker = producer(sign.output)
