@@ -1,0 +1,162 @@
+// Against one scalar expression a step, written from the formula in epilogue.h.
+#include "cpu/epilogue/epilogue.h"
+
+#include <cmath>
+
+#include "cpu/half.h"
+#include "cpu/testing.h"
+
+using namespace binarize;
+using namespace binarize::testing;
+
+namespace {
+
+enum Step { kScale, kGate, kBias, kSlopePre, kResidual, kShift, kSlope, kOffset, kSteps };
+
+float read(const Operand<float>& operand, int64_t row, int64_t lane) {
+  return operand.data[row * operand.row_stride + lane * operand.lane_stride];
+}
+
+void run(int64_t rows, int64_t lanes, int64_t terms, unsigned steps, bool half, bool per_lane, Random& random) {
+  std::vector<int32_t> acc;
+  for (int64_t i = 0; i < terms * rows * lanes; ++i)
+    acc.push_back(static_cast<int32_t>(random.below(1 << 25)) - (1 << 24));
+  std::vector<float> data[kSteps];
+  Operand<float> operand[kSteps];
+  for (int i = 0; i < kSteps; ++i) {
+    data[i] = random.reals(terms * rows * lanes + 3);
+    data[i][0] = INFINITY;
+    data[i][1] = -0.0f;
+    data[i][2] = 1e-42f;  // denormals count
+    if (steps >> i & 1) operand[i] = {data[i].data(), per_lane ? lanes : 1, per_lane ? 1 : 0};
+  }
+  std::vector<uint16_t> residual_half;
+  for (float v : data[kResidual]) residual_half.push_back(float_to_half(v));
+
+  EpilogueArgs args{};
+  args.rows = rows;
+  args.lanes = lanes;
+  args.terms = terms;
+  args.acc = acc.data();
+  args.acc_term_stride = rows * lanes;
+  args.acc_row_stride = lanes;
+  args.scale = operand[kScale];
+  args.scale_term_stride = per_lane ? rows * lanes : rows;
+  args.gate = operand[kGate];
+  args.bias = operand[kBias];
+  args.slope_pre = operand[kSlopePre];
+  args.residual = operand[kResidual];
+  args.residual_first = 1;
+  args.residual_rows = rows > 1 ? rows / 2 : 1;  // channels repeat
+  if (half && args.residual.data) {
+    args.residual_half = residual_half.data();
+    args.residual.data = nullptr;
+  }
+  args.shift = operand[kShift];
+  args.slope = operand[kSlope];
+  args.offset = operand[kOffset];
+  args.y_row_stride = args.v_row_stride = lanes + 5;
+  args.round_to_half = half;
+
+  std::vector<float> expected(static_cast<size_t>(rows * (lanes + 5)), 7.0f);
+  std::vector<uint16_t> expected_half(expected.size(), 7);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t l = 0; l < lanes; ++l) {
+      volatile float z = 0;  // volatile: one rounding a step
+      for (int64_t t = 0; t < terms; ++t) {
+        volatile float product = static_cast<float>(acc[static_cast<size_t>((t * rows + r) * lanes + l)]);
+        Operand<float> scale = args.scale;
+        if (scale.data) {
+          scale.data += t * args.scale_term_stride;
+          product = product * read(scale, r, l);
+        }
+        z = t ? z + product : product;
+      }
+      if (args.gate.data) z = z * read(args.gate, r, l);
+      if (args.bias.data) z = z + read(args.bias, r, l);
+      if (args.slope_pre.data && !(z > 0)) z = z * read(args.slope_pre, r, l);
+      const int64_t from = (1 + r) % args.residual_rows;
+      if (args.residual_half)
+        z = z +
+            half_to_float(
+                residual_half[static_cast<size_t>(from * args.residual.row_stride + l * args.residual.lane_stride)]);
+      if (args.residual.data) z = z + read(args.residual, from, l);
+      if (args.shift.data) z = z + read(args.shift, r, l);
+      if (args.slope.data && !(z > 0)) z = z * read(args.slope, r, l);
+      if (args.offset.data) z = z + read(args.offset, r, l);
+      const size_t at = static_cast<size_t>(r * (lanes + 5) + l);
+      expected[at] = half ? half_to_float(float_to_half(z)) : static_cast<float>(z);
+      expected_half[at] = float_to_half(z);
+    }
+
+  const std::string what = " rows " + std::to_string(rows) + " lanes " + std::to_string(lanes) + " terms " +
+                           std::to_string(terms) + " steps " + std::to_string(steps) + (half ? " half" : "") +
+                           (per_lane ? " per lane" : " per row");
+  for_each_runnable(kEpilogueKernels, [&](const EpilogueKernel& kernel, const std::string& name) {
+    std::vector<float> y(expected.size(), 7.0f), v(expected.size(), 7.0f);
+    std::vector<uint16_t> y_half(expected.size(), 7);
+    EpilogueArgs own = args;
+    own.v = v.data();
+    if (half)
+      own.y_half = y_half.data();
+    else
+      own.y = y.data();
+    kernel.epilogue(own);
+    expect_same(v, expected, name + ": v" + what);
+    if (half)
+      expect_same(y_half, expected_half, name + ": y float16" + what);
+    else
+      expect_same(y, expected, name + ": y" + what);
+  });
+}
+
+void run_transpose(int64_t rows, Random& random) {
+  const int64_t padded = (rows + 15) / 16 * 16;
+  std::vector<int32_t> from;
+  for (int64_t i = 0; i < padded * kWordBits; ++i) from.push_back(static_cast<int32_t>(random.word()));
+  for_each_runnable(kEpilogueKernels, [&](const EpilogueKernel& kernel, const std::string& name) {
+    std::vector<int32_t> to(static_cast<size_t>(padded * kWordBits)), got, expected;
+    kernel.transpose({from.data(), to.data(), rows, padded});
+    for (int64_t lane = 0; lane < kWordBits; ++lane)
+      for (int64_t row = 0; row < rows; ++row) {
+        got.push_back(to[static_cast<size_t>(lane * padded + row)]);
+        expected.push_back(from[static_cast<size_t>(row * kWordBits + lane)]);
+      }
+    expect_same(got, expected, name + ": transpose of " + std::to_string(rows) + " rows");
+  });
+}
+
+// Every float16 survives the way to float32 and back; halves round to even; the edges are where they should be.
+void run_half() {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const uint16_t half = static_cast<uint16_t>(bits);
+    const bool nan = (bits & 0x7fff) > 0x7c00;
+    const uint16_t expected = nan ? static_cast<uint16_t>(bits | 0x200) : half;
+    expect_same<uint16_t>({float_to_half(half_to_float(half))}, {expected}, "half " + std::to_string(bits));
+  }
+  const struct {
+    float value;
+    uint16_t half;
+  } edges[] = {{65519.996f, 0x7bff},   {65520.0f, 0x7c00}, {0x1p-25f, 0x0000},    {0x1.000002p-25f, 0x0001},
+               {2049.0f, 0x6800},      {2051.0f, 0x6802},  {-0x1.8p-24f, 0x8002}, {0x1.ff8p-15f, 0x03ff},
+               {0x1.ffcp-15f, 0x0400}, {-1e-45f, 0x8000},  {-INFINITY, 0xfc00}};
+  for (const auto& edge : edges)
+    expect_same<uint16_t>({float_to_half(edge.value)}, {edge.half}, "float to half " + std::to_string(edge.value));
+}
+
+}  // namespace
+
+int main() {
+  Random random;
+  run_half();
+  for (int64_t lanes : {1, 15, 16, 17, 49, 64, 65, 112, 300})
+    for (int64_t terms : {1, 3})
+      for (bool half : {false, true})
+        for (bool per_lane : {false, true}) {
+          run(5, lanes, terms, 0, half, per_lane, random);
+          run(4, lanes, terms, (1 << kSteps) - 1, half, per_lane, random);
+          for (int step = 0; step < kSteps; ++step) run(3, lanes, terms, 1u << step, half, per_lane, random);
+        }
+  for (int64_t rows : {1, 7, 16, 17, 49, 112}) run_transpose(rows, random);
+  return report("epilogue");
+}

@@ -1,0 +1,140 @@
+#include <immintrin.h>
+
+#include "cpu/pack_bits/pack_bits.h"
+
+namespace binarize {
+namespace {
+
+constexpr int64_t kVectorLanes = 16;
+constexpr int kVectors = 4;  // vectors of one row that pack_across takes at a time: a cache line of each of four
+
+inline __mmask16 first_lanes(int64_t count) {
+  return count >= kVectorLanes ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
+}
+
+inline __m512 load(const PackBitsArgs& args, int64_t row, int64_t lane, __mmask16 valid) {
+  const int64_t at = row * args.v_row_stride + lane;
+  return args.v_half ? _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(valid, args.v_half + at))
+                     : _mm512_maskz_loadu_ps(valid, args.v + at);
+}
+
+inline __mmask16 reached(const PackBitsArgs& args, int64_t threshold, int64_t row, int64_t lane, __mmask16 valid,
+                         __m512 v) {
+  const float* data = args.threshold.data + threshold * args.threshold_plane_stride + row * args.threshold.row_stride;
+  const __m512 t = args.threshold.lane_stride ? _mm512_maskz_loadu_ps(valid, data + lane) : _mm512_set1_ps(*data);
+  return _mm512_mask_cmp_ps_mask(valid, v, t, _CMP_GE_OQ);
+}
+
+inline __mmask16 flipped(const PackBitsArgs& args, int64_t plane, int64_t row, int64_t lane, __mmask16 valid) {
+  if (!args.flip.data) return 0;
+  const uint8_t* data = args.flip.data + plane * args.flip_plane_stride + row * args.flip.row_stride;
+  if (!args.flip.lane_stride) return *data ? valid : 0;
+  const __m128i bytes = _mm_maskz_loadu_epi8(valid, data + lane);
+  return _mm_test_epi8_mask(bytes, bytes);
+}
+
+inline __mmask16 bits(const PackBitsArgs& args, int64_t plane, int64_t row, int64_t lane, __mmask16 valid) {
+  const __m512 v = load(args, row, lane, valid);
+  __mmask16 bits = 0;
+  if (args.encode) {
+    const uint8_t* encode = args.encode + plane * args.thresholds;
+    for (int64_t p = 0; p < args.thresholds; ++p)
+      if (encode[p]) bits = static_cast<__mmask16>(bits ^ reached(args, p, row, lane, valid, v));
+  } else {
+    bits = reached(args, plane, row, lane, valid, v);
+  }
+  return static_cast<__mmask16>(bits ^ flipped(args, plane, row, lane, valid));
+}
+
+// The common case: float32, one threshold a row, one plane.
+void pack_across_plain(const PackBitsArgs& args) {
+  for (int64_t first = 0; first < args.lanes; first += kVectors * kVectorLanes) {
+    __mmask16 valid[kVectors];
+    __m512i words[kVectors];
+    for (int i = 0; i < kVectors; ++i) {
+      valid[i] = first_lanes(args.lanes - first - i * kVectorLanes);
+      words[i] = _mm512_setzero_si512();
+    }
+    __m512i bit = _mm512_set1_epi32(1);
+    for (int64_t row = 0; row < args.rows; ++row) {
+      const __m512 threshold = _mm512_set1_ps(args.threshold.data[row * args.threshold.row_stride]);
+      const __mmask16 flip = args.flip.data && args.flip.data[row * args.flip.row_stride] ? 0xffff : 0;
+      const float* v = args.v + row * args.v_row_stride + first;
+      for (int i = 0; i < kVectors; ++i)  // rows are pages apart: the processor's own prefetch loses track of them
+        _mm_prefetch(reinterpret_cast<const char*>(v + (kVectors + i) * kVectorLanes), _MM_HINT_T0);
+      for (int i = 0; i < kVectors; ++i) {
+        const __mmask16 ge =
+            _mm512_cmp_ps_mask(_mm512_maskz_loadu_ps(valid[i], v + i * kVectorLanes), threshold, _CMP_GE_OQ);
+        words[i] = _mm512_mask_or_epi32(words[i], static_cast<__mmask16>(ge ^ flip), words[i], bit);
+      }
+      bit = _mm512_slli_epi32(bit, 1);
+    }
+    for (int i = 0; i < kVectors; ++i) _mm512_mask_storeu_epi32(args.q + first + i * kVectorLanes, valid[i], words[i]);
+  }
+}
+
+// The same along a row, whole words only; thresholds may differ from lane to lane.
+void pack_along_plain(const PackBitsArgs& args, int64_t row, int64_t words) {
+  const float* v = args.v + row * args.v_row_stride;
+  const float* threshold = args.threshold.data + row * args.threshold.row_stride;
+  const uint32_t flip = args.flip.data && args.flip.data[row * args.flip.row_stride] ? ~uint32_t{0} : 0;
+  uint32_t* q = args.q + row * args.q_row_stride;
+  __m512 low = _mm512_set1_ps(*threshold), high = low;
+  for (int64_t word = 0; word < words; ++word) {
+    if (args.threshold.lane_stride) {
+      low = _mm512_loadu_ps(threshold + word * kWordBits);
+      high = _mm512_loadu_ps(threshold + word * kWordBits + kVectorLanes);
+    }
+    const uint32_t low_bits = _mm512_cmp_ps_mask(_mm512_loadu_ps(v + word * kWordBits), low, _CMP_GE_OQ);
+    const uint32_t high_bits =
+        _mm512_cmp_ps_mask(_mm512_loadu_ps(v + word * kWordBits + kVectorLanes), high, _CMP_GE_OQ);
+    q[word] = (low_bits | high_bits << 16) ^ flip;
+  }
+}
+
+}  // namespace
+
+void pack_across_avx512vpopcntdq(const PackBitsArgs& args) {
+  if (args.v && args.planes == 1 && !args.encode && !args.threshold.lane_stride && !args.flip.lane_stride)
+    return pack_across_plain(args);
+  for (int64_t plane = 0; plane < args.planes; ++plane)
+    for (int64_t lane = 0; lane < args.lanes; lane += kVectorLanes) {
+      const __mmask16 valid = first_lanes(args.lanes - lane);
+      __m512i words = _mm512_setzero_si512(), bit = _mm512_set1_epi32(1);
+      for (int64_t row = 0; row < args.rows; ++row) {
+        words = _mm512_mask_or_epi32(words, bits(args, plane, row, lane, valid), words, bit);
+        bit = _mm512_slli_epi32(bit, 1);
+      }
+      _mm512_mask_storeu_epi32(args.q + plane * args.q_plane_stride + lane, valid, words);
+    }
+}
+
+void pack_along_avx512vpopcntdq(const PackBitsArgs& args) {
+  const bool plain = args.v && args.planes == 1 && !args.encode && !args.flip.lane_stride;
+  const int64_t whole_words = plain ? args.lanes / kWordBits : 0;
+  for (int64_t row = 0; row < args.rows; ++row) {
+    if (whole_words) pack_along_plain(args, row, whole_words);
+    for (int64_t plane = 0; plane < args.planes; ++plane) {
+      uint32_t* q = args.q + row * args.q_row_stride + plane * args.q_plane_stride;
+      for (int64_t lane = whole_words * kWordBits; lane < args.lanes; lane += kWordBits) {
+        const uint32_t low = bits(args, plane, row, lane, first_lanes(args.lanes - lane));
+        const uint32_t high = lane + kVectorLanes < args.lanes ? bits(args, plane, row, lane + kVectorLanes,
+                                                                      first_lanes(args.lanes - lane - kVectorLanes))
+                                                               : 0u;
+        q[lane / kWordBits] = low | high << 16;
+      }
+    }
+  }
+}
+
+void pack_accumulators_avx512vpopcntdq(const PackAccumulatorsArgs& args) {
+  const __m512i low = _mm512_loadu_si512(args.threshold), high = _mm512_loadu_si512(args.threshold + 16);
+  for (int64_t row = 0; row < args.rows; ++row) {
+    const int32_t* acc = args.acc + row * kWordBits;
+    const uint32_t word = static_cast<uint32_t>(_mm512_cmpge_epi32_mask(_mm512_loadu_si512(acc), low)) |
+                          static_cast<uint32_t>(_mm512_cmpge_epi32_mask(_mm512_loadu_si512(acc + 16), high)) << 16;
+    args.q[row] = (word ^ args.flip) & args.valid;
+  }
+}
+
+}  // namespace binarize

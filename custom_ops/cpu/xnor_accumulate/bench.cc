@@ -1,0 +1,27 @@
+// Multiply-accumulates a nanosecond of one block of 32 filters, data in the first-level cache.
+#include "cpu/testing.h"
+#include "cpu/xnor_accumulate/xnor_accumulate.h"
+
+using namespace binarize;
+using namespace binarize::testing;
+
+int main() {
+  Random random;
+  for (int64_t k_words : {8, 18, 36, 72, 144})
+    for (bool masked : {false, true}) {
+      constexpr int64_t kRows = 112;
+      const std::vector<uint32_t> x = random.words(kRows * 2 + k_words);
+      const Aligned<uint32_t> w(random.words(k_words * kWordBits)), mask(random.words(k_words * kWordBits));
+      std::vector<int32_t> row_offset, k_offset, base(kWordBits), acc(kRows * kWordBits);
+      for (int64_t r = 0; r < kRows; ++r) row_offset.push_back(static_cast<int32_t>(r));
+      for (int64_t k = 0; k < k_words; ++k) k_offset.push_back(static_cast<int32_t>(k));
+      for_each_runnable(kXnorAccumulateKernels, [&](const XnorAccumulateKernel& kernel, const std::string& name) {
+        const double ns = best_ns([&] {
+          kernel.accumulate({x.data(), row_offset.data(), k_offset.data(), w.data, masked ? mask.data : nullptr,
+                             base.data(), nullptr, acc.data(), kWordBits, kRows, static_cast<int32_t>(k_words), 1});
+        });
+        std::printf("%-16s %3ld words%s: %7.0f ns, %6.0f MAC/ns\n", name.c_str(), static_cast<long>(k_words),
+                    masked ? ", masked" : "", ns, static_cast<double>(kRows * k_words * kWordBits * kWordBits) / ns);
+      });
+    }
+}

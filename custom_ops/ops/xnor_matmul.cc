@@ -1,0 +1,384 @@
+// XnorMatMul(A, B, epilogue...; k, x_low, dtype) -> Y, Q
+//
+// A is [..., M, planes * words], B is [..., words, bases * N]; batch dimensions broadcast as numpy's do.  A call goes
+// over tiles of rows x columns: accumulate, apply the epilogue (lanes are columns), pack.
+#include <algorithm>
+#include <array>
+#include <optional>
+
+#include "cpu/xnor_accumulate/xnor_accumulate.h"
+#include "ops/epilogue.h"
+#include "ops/ops.h"
+#include "ops/xnor_weights.h"
+
+namespace binarize {
+namespace {
+
+enum Input : size_t { kA, kB };
+constexpr const char* const* kInputNames = kMatMulInputNames;
+
+struct MatMulAttributes {
+  int64_t k, x_low, dtype;
+
+  explicit MatMulAttributes(const Attributes& attributes) {
+    k = attributes.integer_in("k", 1, (1 << 24) - 1);
+    x_low = attributes.integer_in("x_low", -1, 0);
+    dtype = attributes.integer("dtype");
+    if (dtype != ORT_FLOAT && dtype != ORT_FLOAT16)
+      fail("attribute 'dtype' is ", dtype, ", expected 1 (float32) or 10 (float16)");
+  }
+  int64_t words() const { return ceil_div(k, kWordBits); }
+};
+
+struct MatMulShapes {
+  int64_t planes = kUnknown, bases = kUnknown, columns = kUnknown;
+  Shape y, q;  // rank unknown where A's or B's is
+};
+
+MatMulShapes check_matmul(const MatMulAttributes& attributes, const Shape* shapes) {
+  MatMulShapes out;
+  const Shape &a = shapes[kA], &b = shapes[kB], &mask = shapes[kMask], &scale = shapes[kScale];
+  const int64_t words = attributes.words();
+  for (size_t i : {kA, kB})
+    if (shapes[i].known_rank() && (shapes[i].rank < 2 || shapes[i].rank > kMaxRank))
+      fail("input ", kInputNames[i], " has shape ", to_string(shapes[i]), ", expected a rank from 2 to ", kMaxRank);
+  if (a.known_rank()) {
+    if (a.back() >= 0 && (a.back() == 0 || a.back() % words))
+      fail("input A has ", a.back(), " words on its last axis, expected a multiple of ", words, " for k ",
+           attributes.k);
+    if (a.back() >= 0) out.planes = a.back() / words;
+    if (a.fully_known()) element_count(a, "input A");
+  }
+  if (scale.known_rank()) {
+    if (scale.rank != 3) fail("input scale has shape ", to_string(scale), ", expected rank 3: [S, 1, N]");
+    out.columns = scale.dim[2];
+    if (out.columns == 0) fail("input scale has shape ", to_string(scale), ", expected at least one output column");
+  }
+  if (b.known_rank()) {
+    if (b.back(2) >= 0 && b.back(2) != words)
+      fail("input B has ", b.back(2), " words on its last axis but one, expected ", words, " for k ", attributes.k);
+    if (b.back() >= 0 && out.columns > 0) {
+      if (b.back() == 0 || b.back() % out.columns)
+        fail("input B has ", b.back(), " columns, expected a multiple of the ", out.columns, " columns of input scale");
+      out.bases = b.back() / out.columns;
+    }
+    if (b.fully_known()) element_count(b, "input B");
+    if (mask.known_rank()) {
+      const int64_t mask_words = mask.rank >= 2 ? mask.back(2) : 1;
+      if (mask.rank < 2 || !broadcasts_to(mask, b) || (mask_words >= 0 && mask_words != words))
+        fail("input mask has shape ", to_string(mask), ", expected B's ", to_string(b), " or the neutral [", words,
+             ", 1]");
+    }
+  }
+  if (a.known_rank() && b.known_rank()) {
+    out.y = broadcast_dims(a, a.rank - 2, b, b.rank - 2, "the batch dimensions of inputs A and B,");
+    out.y.dim[out.y.rank++] = a.back(2);
+    out.y.dim[out.y.rank++] = out.columns;
+    for (int i = 0; i < out.y.rank; ++i)
+      if (out.y.dim[i] == 0) fail("output Y would have shape ", to_string(out.y), ", expected no empty dimension");
+  }
+  const EpilogueShapes epilogue =
+      check_epilogue(shapes, out.y, out.columns, Layout::channels_last, out.planes, out.bases);
+  out.q = out.y;
+  if (out.q.known_rank())
+    out.q.dim[out.q.rank - 1] = epilogue.planes_out >= 0 && out.columns > 0
+                                    ? checked_product(epilogue.planes_out, ceil_div(out.columns, kWordBits), "output Q")
+                                    : kUnknown;
+  if (out.y.fully_known()) element_count(out.y, "output Y");
+  if (out.q.fully_known()) element_count(out.q, "output Q");
+  return out;
+}
+
+class XnorMatMul {
+ public:
+  static constexpr const char* kName = "XnorMatMul";
+
+  XnorMatMul(const OrtApi* api, const OrtKernelInfo* info, IsaMask isas)
+      : attributes_(Attributes(api, info)),
+        xnor_(select_xnor_accumulate(isas)),
+        epilogue_kernel_(select_epilogue(isas)),
+        pack_(select_pack_bits(isas)) {
+    if (input_count(api, info) != kXnorInputs) fail("has ", input_count(api, info), " inputs, expected ", +kXnorInputs);
+    Shape shapes[kXnorInputs];
+    for (size_t i = 0; i < kXnorInputs; ++i) {
+      constants_[i] = constant_input(api, info, i, kInputNames[i]);
+      shapes[i] = constants_[i].shape;
+    }
+    const MatMulShapes known = check_matmul(attributes_, shapes);
+    epilogue_.emplace(constants_.data(), Layout::channels_last, attributes_.dtype);
+    if (constants_[kCombine].data) combine_ = read_combine(constants_[kCombine], attributes_.k);
+    if (constants_[kB].data && constants_[kMask].data && known.bases > 0) {
+      layout_ = weights_layout(known, constants_.data());
+      buffer_ = aligned_array<uint32_t>(layout_->buffer_words());
+      weights_ = XnorWeights(*layout_, buffer_.get());
+      for (int64_t block = 0; block < layout_->blocks; ++block)
+        fill_weights(known, constants_.data(), *layout_, weights_, block);
+    }
+  }
+
+  static void infer(Inference& inference) {
+    const MatMulAttributes attributes(inference.attributes());
+    Shape shapes[kXnorInputs];
+    for (size_t i = 0; i < kXnorInputs; ++i) shapes[i] = inference.input(i).shape;
+    const MatMulShapes found = check_matmul(attributes, shapes);
+    if (!found.y.known_rank()) return;
+    const SymbolicShape a = inference.input(kA), b = inference.input(kB);
+    SymbolicShape y;
+    y.shape = found.y;
+    const int rank = found.y.rank;
+    for (int i = 0; i < rank - 1; ++i) {
+      if (y.shape.dim[i] >= 0) continue;
+      const int in_a = i - (rank - a.shape.rank), in_b = i - (rank - b.shape.rank);
+      const bool row = i == rank - 2;  // rows come from A alone
+      const bool b_is_one = row || in_b < 0 || b.shape.dim[in_b] == 1, a_is_one = in_a < 0 || a.shape.dim[in_a] == 1;
+      if (b_is_one && in_a >= 0)
+        y.symbol[i] = a.symbol[in_a];
+      else if (a_is_one && in_b >= 0)
+        y.symbol[i] = b.symbol[in_b];
+      else if (in_a >= 0 && in_b >= 0 && a.symbol[in_a] == b.symbol[in_b])
+        y.symbol[i] = a.symbol[in_a];
+    }
+    SymbolicShape q = y;
+    q.shape = found.q;
+    inference.output(0, static_cast<OrtElementType>(attributes.dtype), y);
+    inference.output(1, ORT_UINT32, q);
+  }
+
+  void compute(Call& call) const {
+    Tensor in[kXnorInputs];
+    Shape shapes[kXnorInputs];
+    for (size_t i = 0; i < kXnorInputs; ++i) {
+      in[i] = constants_[i].data ? constants_[i] : call.input(i, kInputNames[i]);
+      shapes[i] = in[i].shape;
+    }
+    for (size_t i : {+kA, +kB, size_t{kMask}}) expect_type(in[i], kInputNames[i], ORT_UINT32);
+    const MatMulShapes s = check_matmul(attributes_, shapes);
+    void* y = call.output(0, s.y);
+    uint32_t* q = static_cast<uint32_t*>(call.output(1, s.q));
+    if (!y && !q) return;
+
+    std::optional<Combine> run_time_combine;
+    if (!combine_) run_time_combine = read_combine(in[kCombine], attributes_.k);
+    const Combine& combine = combine_ ? *combine_ : *run_time_combine;
+    XnorWeights weights = weights_;
+    XnorWeightsLayout layout;
+    if (layout_) {
+      layout = *layout_;
+    } else {
+      layout = weights_layout(s, in);
+      weights = XnorWeights(layout, call.scratch<uint32_t>(layout.buffer_words()));
+      call.parallel_for(layout.blocks, [&](int64_t block) { fill_weights(s, in, layout, weights, block); });
+    }
+    EpilogueCall epilogue(call, *epilogue_, in, s.y);
+    Job job{s, in, layout, weights, combine, epilogue, y, q};
+    job.rows = s.y.back(2);
+    for (int i = 0; i < s.y.rank - 2; ++i) job.batches *= s.y.dim[i];
+    // One matrix B for a batch of matrices A: their rows are one long list, and tiles need not end with each matrix.
+    const Shape &a = in[kA].shape, &b = in[kB].shape;
+    const bool one_b = element_count(b, "input B") == b.back() * b.back(2);
+    const bool whole_a = element_count(a, "input A") == job.batches * job.rows * a.back();
+    if (job.batches > 1 && one_b && whole_a && epilogue.collapse_rows(job.rows)) {
+      job.rows *= job.batches;
+      job.batches = 1;
+    }
+    run(call, job);
+  }
+
+ private:
+  struct Job {
+    const MatMulShapes& s;
+    const Tensor* in;
+    const XnorWeightsLayout& layout;
+    const XnorWeights& weights;
+    const Combine& combine;
+    const EpilogueCall& epilogue;
+    void* y;
+    uint32_t* q;
+    int64_t batches = 1, rows = 1;
+    const int32_t *row_offset = nullptr, *k_offset = nullptr;
+    // A work item: this many rows and columns
+    int64_t tile_rows = 0, tile_columns = 0;
+  };
+
+  static int64_t matrices(const Shape& shape) {
+    int64_t count = 1;
+    for (int i = 0; i < shape.rank - 2; ++i) count *= shape.dim[i];
+    return count;
+  }
+  static int64_t column_blocks(const MatMulShapes& s) { return ceil_div(s.columns, kWordBits); }
+
+  XnorWeightsLayout weights_layout(const MatMulShapes& s, const Tensor* in) const {
+    XnorWeightsLayout layout;
+    expect_type(in[kB], "B", ORT_UINT32);
+    expect_type(in[kMask], "mask", ORT_UINT32);
+    layout.blocks = checked_product(matrices(in[kB].shape), s.bases * column_blocks(s), "the packed weights");
+    layout.length = attributes_.k;
+    layout.x_low = attributes_.x_low;
+    layout.masked = !mask_is_neutral(in[kMask], in[kMask].shape.rank - 2, attributes_.k);
+    return layout;
+  }
+
+  // Blocks are ordered matrix of B, basis, block of columns.
+  void fill_weights(const MatMulShapes& s, const Tensor* in, const XnorWeightsLayout& layout,
+                    const XnorWeights& weights, int64_t block) const {
+    const int64_t per_basis = column_blocks(s), per_matrix = per_basis * s.bases;
+    const int64_t matrix = block / per_matrix, basis = block % per_matrix / per_basis;
+    const int64_t column = block % per_basis * kWordBits;
+    const Shape &b = in[kB].shape, &mask_shape = in[kMask].shape;
+    const BroadcastStrides mask = broadcast_strides(mask_shape, b);
+    int64_t mask_offset = 0, rest = matrix;
+    for (int i = b.rank - 3; i >= 0; --i) {
+      mask_offset += rest % b.dim[i] * mask.stride[i];
+      rest /= b.dim[i];
+    }
+    const WeightSource source{in[kB].as<uint32_t>() + matrix * b.back(2) * b.back(),
+                              {1, b.back(), 0, 0},
+                              in[kMask].as<uint32_t>() + mask_offset,
+                              {mask.stride[b.rank - 1], mask.stride[b.rank - 2], 0, 0}};
+    fill_block(layout, weights, block, source, basis * s.columns + column,
+               std::min<int64_t>(kWordBits, s.columns - column));
+  }
+
+  // 28 = 4 x 7 rows are whole tiles of the accumulation; 128 columns give the epilogue eight whole vectors a row.
+  static constexpr int64_t kTileRows = 28;
+  static constexpr int64_t kTileColumns = 128;
+  static constexpr int64_t kStackWords = 16384;
+
+  void run(Call& call, Job& job) const {
+    const MatMulShapes& s = job.s;
+    const int64_t a_words = job.in[kA].shape.back();
+    int32_t* row_offset = call.scratch<int32_t>(std::min(job.rows, kTileRows));
+    for (int64_t i = 0; i < std::min(job.rows, kTileRows); ++i) row_offset[i] = static_cast<int32_t>(i * a_words);
+    int32_t* k_offset = call.scratch<int32_t>(attributes_.words());
+    for (int64_t i = 0; i < attributes_.words(); ++i) k_offset[i] = static_cast<int32_t>(i);
+    job.row_offset = row_offset;
+    job.k_offset = k_offset;
+
+    const int64_t out_terms = job.combine.outputs * s.bases;
+    const int64_t terms =
+        checked_product(1, s.planes * s.bases + (job.combine.identity ? 0 : out_terms), "the accumulators");
+    job.tile_columns = std::min(round_up(s.columns, kWordBits), kTileColumns);
+    if (terms * job.tile_columns * 7 > kStackWords) job.tile_columns = kWordBits;
+    const int64_t row_words = checked_product(terms, job.tile_columns, "the accumulators of one row");
+    const int64_t fitting = kStackWords / row_words;
+    job.tile_rows = std::min(std::max<int64_t>(fitting, 1), std::min(job.rows, kTileRows));
+    const int64_t row_tiles = ceil_div(job.rows, job.tile_rows), column_tiles = ceil_div(s.columns, job.tile_columns);
+    // Rows are innermost: the weights of a tile's columns stay in the cache.
+    const int64_t tiles =
+        checked_product(checked_product(job.batches, row_tiles, "the tiles"), column_tiles, "the tiles");
+    call.parallel_for(tiles, [&](int64_t item) {
+      alignas(64) int32_t stack[kStackWords];
+      AlignedArray<int32_t> heap;
+      if (fitting < 1) heap = aligned_array<int32_t>(row_words);
+      const int64_t row_tile = item % row_tiles, column_tile = item / row_tiles % column_tiles;
+      run_tile(job, item / row_tiles / column_tiles, row_tile * job.tile_rows, column_tile * job.tile_columns,
+               heap ? heap.get() : stack);
+    });
+  }
+
+  // The matrix of `shape` that matrix `batch` of the output is made from.
+  static int64_t source_matrix(const Shape& shape, const Shape& out, int64_t batch) {
+    int64_t matrix = 0, stride = 1;
+    for (int i = 1; i <= shape.rank - 2; ++i) {
+      const int64_t own = shape.dim[shape.rank - 2 - i], dim = out.dim[out.rank - 2 - i];
+      matrix += own == 1 ? 0 : batch % dim * stride;
+      stride *= own;
+      batch /= dim;
+    }
+    return matrix;
+  }
+
+  void run_tile(const Job& job, int64_t batch, int64_t row, int64_t column, int32_t* scratch) const {
+    const MatMulShapes& s = job.s;
+    const Shape &a = job.in[kA].shape, &b = job.in[kB].shape;
+    const int64_t rows = std::min(job.tile_rows, job.rows - row);
+    const int64_t columns = std::min(job.tile_columns, s.columns - column);
+    const int64_t size = job.tile_rows * job.tile_columns;
+    const bool many = job.batches > 1;
+    const uint32_t* x =
+        job.in[kA].as<uint32_t>() + ((many ? source_matrix(a, s.y, batch) : 0) * job.rows + row) * a.back();
+    const int64_t first_block =
+        (many ? source_matrix(b, s.y, batch) : 0) * s.bases * column_blocks(s) + column / kWordBits;
+    int32_t* acc = scratch;
+
+    for (int64_t p = 0; p < s.planes; ++p)
+      for (int64_t m = 0; m < s.bases; ++m)
+        for (int64_t c = 0; c * kWordBits < columns; ++c) {
+          const int64_t block = first_block + m * column_blocks(s) + c;
+          XnorAccumulateArgs args{};
+          args.x = x + p * attributes_.words();
+          args.row_offset = job.row_offset;
+          args.k_offset = job.k_offset;
+          args.w = job.weights.words + block * job.layout.k_words() * kWordBits;
+          if (job.layout.masked) args.mask = job.weights.mask + block * job.layout.k_words() * kWordBits;
+          args.base = job.weights.base + block * kWordBits;
+          args.acc = acc + (p * s.bases + m) * size + c * kWordBits;
+          args.acc_stride = job.tile_columns;
+          args.rows = rows;
+          args.k_words = static_cast<int32_t>(job.layout.k_words());
+          args.shift = attributes_.x_low == -1 ? 1 : 0;
+          xnor_.accumulate(args);
+        }
+    if (!job.combine.identity) {
+      scratch += s.planes * s.bases * size;
+      xnor_.combine({acc, scratch, job.combine.matrix.data(), job.combine.outputs, s.planes, s.bases, size});
+      acc = scratch;
+    }
+
+    EpilogueArgs args{};
+    job.epilogue.fill(args, batch, row, column);
+    args.rows = rows;
+    args.lanes = columns;
+    args.acc = acc;
+    args.acc_term_stride = size;
+    args.acc_row_stride = job.tile_columns;
+    const bool half = epilogue_->dtype() == ORT_FLOAT16;
+    const int64_t out_row = batch * job.rows + row, at = out_row * s.columns + column;
+    if (job.y && !half) args.y = static_cast<float*>(job.y) + at;
+    if (job.y && half) args.y_half = static_cast<uint16_t*>(job.y) + at;
+    args.y_row_stride = s.columns;
+    const float* v = args.y;
+    int64_t v_stride = s.columns;
+    if (job.q && !args.y) {
+      v = args.v = reinterpret_cast<float*>(acc);  // in place: each element is read before it is written
+      v_stride = args.v_row_stride = job.tile_columns;
+    }
+    epilogue_kernel_.epilogue(args);
+    if (!job.q) return;
+    PackBitsArgs pack{};
+    pack.v = v;
+    pack.v_row_stride = v_stride;
+    pack.rows = rows;
+    pack.lanes = columns;
+    job.epilogue.fill(pack, batch, row, column);
+    pack.q_plane_stride = column_blocks(s);
+    pack.q_row_stride = pack.planes * column_blocks(s);
+    pack.q = job.q + out_row * pack.q_row_stride + column / kWordBits;
+    pack_.along(pack);
+  }
+
+  MatMulAttributes attributes_;
+  const XnorAccumulateKernel& xnor_;
+  const EpilogueKernel& epilogue_kernel_;
+  const PackBitsKernel& pack_;
+  std::array<Tensor, kXnorInputs> constants_;
+  std::optional<Epilogue> epilogue_;
+  std::optional<Combine> combine_;
+  std::optional<XnorWeightsLayout> layout_;  // where B and mask are constant
+  AlignedArray<uint32_t> buffer_;
+  XnorWeights weights_;
+};
+
+}  // namespace
+
+void add_xnor_matmul(std::vector<Op>& ops) {
+  for (OrtElementType y : {ORT_FLOAT, ORT_FLOAT16}) {
+    std::vector<OrtElementType> inputs(kXnorInputs, ORT_FLOAT);
+    inputs[kA] = inputs[kB] = inputs[kMask] = ORT_UINT32;
+    inputs[kResidual] = y;
+    inputs[kFlip] = ORT_BOOL;
+    ops.push_back(make_op<XnorMatMul>(inputs, {y, ORT_UINT32}, true));
+  }
+}
+
+}  // namespace binarize

@@ -1,0 +1,52 @@
+// The library's entry points: RegisterCustomOps for onnxruntime, and what Python asks through ctypes.
+#include "ops/ops.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace binarize {
+namespace {
+
+OrtCustomOpDomain* make_domain(const OrtApi* api) {
+  static const std::vector<Op>* ops = [] {
+    auto* ops = new std::vector<Op>();  // onnxruntime keeps pointers to them, so they are never freed
+    add_pack_sign(*ops);
+    add_unpack(*ops);
+    add_xnor_conv(*ops);
+    add_xnor_matmul(*ops);
+    add_packed_max_pool(*ops);
+    return ops;
+  }();
+  OrtCustomOpDomain* domain = nullptr;
+  check(abi::CreateCustomOpDomain(api, "binarize_onnx", &domain));
+  for (const Op& op : *ops) check(abi::CustomOpDomain_Add(api, domain, &op));
+  return domain;
+}
+
+}  // namespace
+}  // namespace binarize
+
+EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  using namespace binarize;
+  const OrtApi* api = base->GetApi(abi::kApiVersion);
+  if (!api) {
+    // Every onnxruntime has version 1, and with it a way to say so.
+    const OrtApi* first = base->GetApi(1);
+    return abi::CreateStatus(first, ORT_FAIL, "binarize_onnx needs onnxruntime >= 1.20");
+  }
+  return guard(api, "binarize_onnx", [&] {
+    g_inference_api = api;
+    isas_or_throw();
+    // Sessions outlive the options they were made from, so the domain is made once and kept.
+    static OrtCustomOpDomain* domain = make_domain(api);
+    check(abi::AddCustomOpDomain(api, options, domain));
+  });
+}
+
+// The name of the instruction set that kernels would use now; null where BINARIZE_ONNX_ISA names none that runs here.
+EXPORT const char* binarize_onnx_isa_selected() {
+  const binarize::IsaMask isas = binarize::selected_isas();
+  return isas ? binarize::best_isa_name(isas) : nullptr;
+}
+
+// The names of those that are built in and run here, best first, separated by ", ".
+EXPORT const char* binarize_onnx_isa_available() { return binarize::isa_names(binarize::runnable_isas()); }
