@@ -11,7 +11,7 @@ from typing import Literal
 import onnx
 
 from binarize_onnx import cost, io, opset, shapes
-from binarize_onnx.errors import NothingMatched, UsageError
+from binarize_onnx.errors import ModelError, NothingMatched, UsageError
 from binarize_onnx.passes.base import Context, tidy
 from binarize_onnx.passes.flatten_on_bits import FlattenOnBits
 from binarize_onnx.passes.fold_constants import FoldConstants
@@ -129,7 +129,12 @@ class _Compilation:
 
 
 def _compile(source: io.Source, config: Config) -> _Compilation:
-    prepared = io.prepare(source.model)
+    try:
+        prepared = io.prepare(source.model)
+    except ModelError as error:
+        if not config.allow_unchanged:
+            raise
+        return _untouched(source, error)
     inferred = shapes.infer(prepared, config.input_shapes)
     context, layers, signs = _recognise(prepared, inferred, config)
     if context.binary and config.emit == "compiled":
@@ -149,6 +154,14 @@ def _compile(source: io.Source, config: Config) -> _Compilation:
         _conclude(layer, context)
     report = Report(layers, _summary(layers, source.size, size), signs)
     return _Compilation(model, report, len(context.binary))
+
+
+def _untouched(source: io.Source, error: ModelError) -> _Compilation:
+    """A model that cannot be prepared, handed back as it is: every layer stays float for the same reason."""
+    nodes = [n for n in source.model.graph.node if not n.domain and n.op_type in LAYER_OPS]
+    layers = [Layer(n.name or n.output[0], n.op_type, "float", str(error), None) for n in nodes]
+    report = Report(layers, _summary(layers, source.size, source.size), notes=[f"left as it is: {error}"])
+    return _Compilation(source.model, report, 0)
 
 
 def _recognise(
