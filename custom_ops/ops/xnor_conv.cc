@@ -320,10 +320,12 @@ class XnorConv {
 
     const int64_t rows = s.y.dim[2], columns = s.y.dim[3];
     int32_t* row_offset = call.scratch<int32_t>(job.pixels());
-    for (int64_t y = 0; y < rows; ++y)
-      for (int64_t x = 0; x < columns; ++x)
-        row_offset[y * columns + x] =
-            static_cast<int32_t>(y * attributes_.strides[0] * job.width + x * attributes_.strides[1]);
+    const int32_t stride = static_cast<int32_t>(std::min(attributes_.strides[1], job.width));
+    for (int64_t y = 0; y < rows; ++y) {
+      const int32_t first = static_cast<int32_t>(y * attributes_.strides[0] * job.width);
+      int32_t* offsets = row_offset + y * columns;
+      for (int32_t x = 0; x < columns; ++x) offsets[x] = first + x * stride;  // in 32 bits: the compiler vectorises it
+    }
     job.row_offset = row_offset;
     int32_t* k_offset = call.scratch<int32_t>(job.layout.k_words());
     job.k_offset = k_offset;
