@@ -45,10 +45,30 @@ class PoolOnBits(Pass[PooledPack]):
         indices_used = len(pool.outputs) > 1 and not pool.outputs[1].is_empty()
         if threshold is None or channels is None or indices_used or not only_packed(pack.x, self.context):
             return None
-        if pool.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        if pool.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or not self._size_is_settled(pool):
             return None
         invert = np.broadcast_to(threshold[1], (channels,)).reshape(-1, 1, 1)
         return PooledPack(pack, pool, channels, np.ascontiguousarray(invert))
+
+    def _size_is_settled(self, pool: gs.Node) -> bool:
+        """Whether every onnxruntime agrees on the output's size.
+
+        With ceil_mode, version 1.20 adds a last window that starts behind the image, later ones do not.
+        """
+        if not pool.attrs.get("ceil_mode", 0):
+            return True
+        pads = pool.attrs.get("pads", [0, 0, 0, 0])
+        for axis in range(2):
+            size = self.context.known_dim(pool.inputs[0], 2 + axis)
+            if size is None:
+                return False
+            stride = int(pool.attrs.get("strides", [1, 1])[axis])
+            dilation = int(pool.attrs.get("dilations", [1, 1])[axis])
+            reach = dilation * (int(pool.attrs["kernel_shape"][axis]) - 1) + 1
+            last = -(-(size + pads[axis] + pads[axis + 2] - reach) // stride)
+            if last * stride >= size + pads[axis]:
+                return False
+        return True
 
     def rewrite(self, site: PooledPack) -> None:
         """Pack what the pool reads, then pool the bits."""
