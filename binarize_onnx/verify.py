@@ -13,10 +13,10 @@ Three questions, each with its own answer:
        |computed - source| <= 4 * 2^-24 * sum of |terms|
 
    and a sign may differ only where the source is that close to the threshold. The sums of |terms| come from the same
-   pieces of both graphs, computed with the absolute value of every input and every constant (`_absolute`). A source that keeps
-   its scales in the weights rounds every partial sum, and equal magnitudes round the same way again and again: its
-   own error may exceed 4 roundings. So a float tensor counts as wrong only beyond n + 4 of them, n the terms of the
-   dot product; both counts are reported.
+   pieces of both graphs, computed with the absolute value of every input and every constant (`_absolute`). A source
+   that keeps its scales in the weights rounds every partial sum, and equal magnitudes round the same way again and
+   again: its own error may exceed 4 roundings, as may that of a BatchNormalization. So a float tensor counts as wrong
+   only if all the roundings that there are do not explain it (`_Pieces.roundings`); both counts are reported.
 
 Questions 2 and 3 need the source that the file was made from: its hash and the options are in the file's metadata.
 """
@@ -46,7 +46,7 @@ from binarize_onnx.pipeline import Config, convert
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 
-BATCH = 8  # samples in memory at a time, with every tensor of both models
+BATCH = 4  # samples in memory at a time, with every tensor of both models
 RANDOM_SAMPLES = 8
 SEED = 0
 ROUNDING = 2.0**-24  # of float32, relative
@@ -123,7 +123,7 @@ class TensorRow:
         max_diff: the largest absolute difference.
         bound: 4 * 2^-24 * sum of |terms| at that element.
         outside: elements whose difference exceeds their bound.
-        beyond: elements whose difference no order of summation explains: errors.
+        beyond: elements whose difference even the number of roundings that there are does not explain: errors.
     """
 
     name: str
@@ -700,6 +700,9 @@ _STEP_NAMES = """
 """
 STEPS = frozenset(_STEP_NAMES.split())
 
+# var + eps, its root, the inverse, gamma and mu times that, beta minus that, x times scale, plus shift: on both sides.
+STEP_ROUNDINGS = {"BatchNormalization": 16}
+
 COMPUTED = "|computed"  # appended to a tensor's name where the source's value goes on under the name itself
 
 
@@ -742,15 +745,15 @@ class _Pieces:
         node = self.nodes.get(name)
         return node is not None and (_is_layer(node) or self._is_step(node))
 
-    def longest_sum(self, name: str) -> int:
-        """Terms of the longest dot product in the tensor's piece, up to the tensor."""
+    def roundings(self, name: str) -> int:
+        """How many roundings, at most, lie between the fed tensors and this one: on both sides, if both round."""
         node = self.nodes.get(name)
         if node is None or not self.has_terms(name):
             return 0
         if _is_layer(node):
             return self._dot_length(node)
         own = [i for i in node.input if i not in self.fed or not self._feeds(i, node)]
-        return max((self.longest_sum(i) for i in own), default=0)
+        return STEP_ROUNDINGS.get(node.op_type, 2) + max((self.roundings(i) for i in own), default=0)
 
     def _dot_length(self, layer: NodeProto) -> int:
         """Terms of one output of a layer; 0 if its weights are no constant."""
@@ -858,7 +861,9 @@ class _TeacherForcing:
                 wanted.append(measured)
                 summed.append(measured.removesuffix(COMPUTED))
         self._values = _Runner(_pruned(pieces.model, wanted)) if wanted else None
-        self._terms = _Terms([pieces, _Pieces(reference, set(self.read_from_reference))], summed)
+        both = [pieces, _Pieces(reference, set(self.read_from_reference))]
+        self._terms = _Terms(both, summed)
+        self._roundings = {row.name: max(ROUNDINGS, *(p.roundings(row.name) for p in both)) for row in self.rows}
 
     def compare(self, feed: Mapping[str, Array], source: Arrays, start: int) -> None:
         """One batch, its first sample the `start`-th of all."""
@@ -872,7 +877,7 @@ class _TeacherForcing:
                 self._compare_sign(row, computed, expected, known | values, terms, start)
             else:
                 sums = terms.get(row.name, np.abs(expected))
-                _compare_tensor(row, computed, expected, sums, self._pieces.longest_sum(row.name))
+                _compare_tensor(row, computed, expected, sums, self._roundings[row.name])
 
     def _compare_sign(
         self, row: SignRow, computed: Array, expected: Array, known: Arrays, terms: Arrays, start: int
@@ -900,14 +905,14 @@ class _TeacherForcing:
         del row.flips[SHOWN_FLIPS:]
 
 
-def _compare_tensor(row: TensorRow, computed: Array, expected: Array, terms: Array, longest_sum: int) -> None:
+def _compare_tensor(row: TensorRow, computed: Array, expected: Array, terms: Array, roundings: int) -> None:
     if computed.shape != expected.shape:
         row.max_diff, row.outside, row.beyond = np.inf, row.outside + expected.size, row.beyond + expected.size
         return
     if not expected.size:
         return
     difference, rounding = _difference(computed, expected), ROUNDING * terms.astype(np.float64)
-    for what, count in (("outside", ROUNDINGS), ("beyond", ROUNDINGS + longest_sum)):
+    for what, count in (("outside", ROUNDINGS), ("beyond", roundings)):
         exceeds = (difference > 0) & ~(difference <= count * rounding)
         setattr(row, what, getattr(row, what) + int(np.count_nonzero(exceeds)))
     at = np.unravel_index(int(np.argmax(difference)), difference.shape)
