@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,16 @@ from binarize_onnx.errors import ModelError
 
 ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
 
+OURS = {opset.DOMAIN, opset.IDEAL_DOMAIN}
 OLDEST_OPSET = 9
 FUNCTION_OPSET = 13  # the function bodies are written in the operators of this opset
 OLDEST_IR, NEWEST_IR = 8, 10  # functions need 8; the oldest onnxruntime we support reads no newer than 10
 EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the file
+_SUBBYTE = frozenset(
+    number
+    for name, number in onnx.TensorProto.DataType.items()
+    if name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
+)  # several elements a byte
 DATA_ALIGNMENT = 64  # bytes
 PROTOBUF_LIMIT = 2**31 - 1  # bytes
 
@@ -66,8 +73,9 @@ def read(model: ModelLike) -> Source:
     path = Path(model)
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"cannot be read: {error.strerror or error}.", where=str(path)) from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        words = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ModelError(f"cannot be read: {words}.", where=str(path)) from None
     proto = _parse(data, str(path))
     outside = sorted({location for t in _all_tensors(proto) if (location := _location(t))})
     try:
@@ -91,8 +99,13 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     version = default_opset(model)
     if version < OLDEST_OPSET:
         raise ModelError(f"opset {version} is too old;", fix=f"export with opset {OLDEST_OPSET} or newer.")
+    _refuse_unreadable(model)
     prepared = onnx.ModelProto()
     prepared.CopyFrom(model)
+    foreign = [(f.domain, f.name) for f in prepared.functions if f.domain not in OURS]
+    if foreign:
+        with suppress(RuntimeError):  # a function of another opset stays a call, and its layers stay float
+            prepared = inliner.inline_selected_functions(prepared, foreign)
     if version < FUNCTION_OPSET:
         try:
             prepared = version_converter.convert_version(prepared, FUNCTION_OPSET)
@@ -101,21 +114,29 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
                 f"opset {version} could not be converted to {FUNCTION_OPSET}: {str(error).strip()};",
                 fix=f"export with opset {FUNCTION_OPSET} or newer.",
             ) from None
-    ours = {opset.DOMAIN, opset.IDEAL_DOMAIN}
-    foreign = [(f.domain, f.name) for f in prepared.functions if f.domain not in ours]
-    if foreign:
-        prepared = inliner.inline_selected_functions(prepared, foreign)
     return prepared
 
 
 def import_graph(model: onnx.ModelProto) -> gs.Graph:
-    """A prepared model as a graphsurgeon graph; the model loses its functions.
+    """A prepared model as a graphsurgeon graph, without its functions, which `export_graph` attaches again.
 
-    Those are our own, and `export_graph` attaches their bodies again. (graphsurgeon's sort does not end on a graph that
-    has functions and subgraphs.)
+    (graphsurgeon's sort does not end on a graph that has functions and subgraphs.)
+
+    Raises:
+        ModelError: the nodes cannot be put in order.
     """
+    functions = list(model.functions)
     del model.functions[:]
-    return gs.import_onnx(model)
+    try:
+        graph = gs.import_onnx(model)
+        graph.toposort()
+    except gs.OnnxGraphSurgeonException as error:
+        raise ModelError(
+            f"the graph cannot be put in order: {error}", fix="It may be damaged: export it again."
+        ) from None
+    finally:
+        model.functions.extend(functions)
+    return graph
 
 
 def export_graph(graph: gs.Graph, source: onnx.ModelProto, metadata: Mapping[str, str]) -> onnx.ModelProto:
@@ -134,6 +155,7 @@ def export_graph(graph: gs.Graph, source: onnx.ModelProto, metadata: Mapping[str
     model.functions.extend(opset.functions_in_use(model))
     used = {f.domain for f in model.functions}
     others = [o for o in source.opset_import if o.domain not in ("", "ai.onnx", *used)]
+    model.functions.extend(f for f in source.functions if f.domain not in OURS)
     del model.opset_import[:]
     model.opset_import.extend([onnx.helper.make_opsetid("", version), *others])
     model.opset_import.extend(onnx.helper.make_opsetid(domain, opset.VERSION) for domain in sorted(used))
@@ -234,6 +256,47 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
     if not model.ir_version or not model.opset_import or not model.HasField("graph"):
         raise ModelError("is not an ONNX model: it has no graph, IR version or operator set.", where=where)
     return model
+
+
+def _refuse_unreadable(model: onnx.ModelProto) -> None:
+    """What graphsurgeon would drop or trip over: sparse and damaged tensors, types as attributes, missing inputs."""
+    if model.graph.sparse_initializer:
+        name = model.graph.sparse_initializer[0].values.name
+        raise ModelError(f"initializer `{name}` is sparse;", fix="store it dense.")
+    for tensor in _all_tensors(model):
+        _check_tensor(tensor)
+    version = default_opset(model)
+    for node in model.graph.node:
+        where = f"node {node.name or node.output[0] if node.name or node.output else '?'} ({node.op_type})"
+        if any(a.type in (onnx.AttributeProto.TYPE_PROTO, onnx.AttributeProto.TYPE_PROTOS) for a in node.attribute):
+            raise ModelError("has a type as an attribute, which is not supported.", where=where)
+        if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, ""):
+            continue
+        try:
+            schema = onnx.defs.get_schema(node.op_type, version, "")
+        except onnx.defs.SchemaError:  # an operator that this opset does not have yet, or no longer
+            continue
+        if len(node.input) < schema.min_input or len(node.output) < schema.min_output:
+            raise ModelError(
+                f"has {len(node.input)} inputs and {len(node.output)} outputs, needs {schema.min_input} and "
+                f"{schema.min_output}.",
+                where=where,
+                fix="The file may be damaged: export it again.",
+            )
+
+
+def _check_tensor(tensor: onnx.TensorProto) -> None:
+    """Raw data must be as long as the dimensions say; the element type must be one that ONNX knows."""
+    try:
+        item = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    except (KeyError, TypeError, ValueError):
+        raise ModelError(f"tensor `{tensor.name}` has the unknown element type {tensor.data_type}.") from None
+    packed = tensor.data_type in _SUBBYTE or tensor.data_type == onnx.TensorProto.STRING
+    if packed or not tensor.HasField("raw_data"):
+        return
+    wanted = item * prod(tensor.dims)
+    if len(tensor.raw_data) != wanted:
+        raise ModelError(f"tensor `{tensor.name}` holds {len(tensor.raw_data)} bytes, its shape asks for {wanted}.")
 
 
 def _refuse_external(model: onnx.ModelProto) -> None:

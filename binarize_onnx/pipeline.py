@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from typing import Literal
 
 import onnx
@@ -57,6 +60,17 @@ class Config:
             raise UsageError(f"sign_zero is {self.sign_zero!r};", fix="it is 'plus' or 'keep'.")
         if self.emit not in ("compiled", "ideal"):
             raise UsageError(f"emit is {self.emit!r};", fix="it is 'compiled' or 'ideal'.")
+        for name in ("nodes_to_exclude", "nodes_to_quantize", "op_types_to_exclude"):
+            if isinstance(getattr(self, name), str):
+                raise UsageError(f"{name} is a string;", fix="give a list or tuple of them.")
+        for pattern in (*self.nodes_to_exclude, *self.nodes_to_quantize):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UsageError(f"{pattern!r} is no regular expression: {error}.") from None
+        for name, shape in self.input_shapes.items():
+            if not all(isinstance(d, int) and 0 < d < 2**31 for d in shape):
+                raise UsageError(f"the shape {shape!r} of input `{name}` is not made of whole numbers from 1 to 2^31.")
 
     def to_json(self) -> str:
         """The options that shape the result, as sorted JSON: recorded in every file we write."""
@@ -135,7 +149,8 @@ def _compile(source: io.Source, config: Config) -> _Compilation:
         if not config.allow_unchanged:
             raise
         return _untouched(source, error)
-    inferred = shapes.infer(prepared, config.input_shapes)
+    shapes.fix_inputs(prepared, config.input_shapes)
+    inferred = shapes.infer(prepared)
     context, layers, signs = _recognise(prepared, inferred, config)
     if context.binary and config.emit == "compiled":
         lower(context)
@@ -198,24 +213,25 @@ def lower(context: Context) -> None:
     """Ideal graph to packed graph, without changing a bit of any output."""
     LowerLayers(context).run()
     climbing = True
-    while climbing:  # each of these can uncover a site for the others
-        climbing = any([FoldThreshold(context).run(), PoolOnBits(context).run(), FlattenOnBits(context).run()])
+    while climbing:  # each of these can uncover a site for the others; what is shared is pooled and fused once
+        passes = (SharePacks, FoldThreshold, PoolOnBits, FlattenOnBits)
+        climbing = any(each(context).run() for each in passes)
     FuseEpilogue(context).run()  # after thresholds have folded: what only a sign reads is gone by now
-    SharePacks(context).run()  # before bits are fused: a layer can write one set of bits
     FuseBits(context).run()
 
 
 def _name_layers(context: Context) -> list[Layer]:
     """A report line for every layer of the source; layers without a name, or with another's, get one."""
     layers: list[Layer] = []
-    taken: set[str] = set()
+    taken = Counter(node.name for node in context.graph.nodes)
     for node in context.graph.nodes:
         ours = node.domain == opset.DOMAIN and node.op in COMPILED_OPS
         if not ours and (node.domain or node.op not in LAYER_OPS):
             continue
-        if not node.name or node.name in taken:
-            node.name = node.outputs[0].name or node.outputs[-1].name
-        taken.add(node.name)
+        if not node.name or taken[node.name] > 1:
+            base = node.outputs[0].name or node.outputs[-1].name
+            node.name = next(n for i in count() if (n := f"{base}.{i}" if i else base) and not taken[n])
+            taken[node.name] += 1
         if ours:
             layers.append(Layer(node.name, node.op, "binary", "compiled already", None))
         else:
@@ -247,10 +263,10 @@ def _conclude(layer: Layer, context: Context) -> None:
 def _summary(layers: list[Layer], bytes_before: int, bytes_after: int) -> Summary:
     binary = sum(x.macs or 0 for x in layers if x.status == "binary")
     real = sum(x.macs or 0 for x in layers if x.status == "float")
-    count = sum(x.status == "binary" for x in layers)
+    converted = sum(x.status == "binary" for x in layers)
     return Summary(
-        binary_layers=count,
-        float_layers=len(layers) - count,
+        binary_layers=converted,
+        float_layers=len(layers) - converted,
         binary_macs=binary,
         float_macs=real,
         ops=cost.operations(binary, real),

@@ -12,8 +12,9 @@ from binarize_onnx.errors import UsageError
 Dims = tuple[int | None, ...]
 
 SMALL = 1024  # initializers up to this many elements may be shapes or axes, so inference gets to see them
-STAND_IN_BATCH = 7
-STAND_IN_SIZE = 224
+# Open dimensions get numbers of their own that no real network uses; image sizes stay divisible by the usual strides.
+PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069, 1087, 1091, 1093, 1097)
+SIZE_STEP = 32
 
 
 @dataclass(frozen=True)
@@ -24,27 +25,46 @@ class Shapes:
         known: what is fixed in the model; None for a dimension left open.
         stand_in: the same with a number in place of every open dimension (one number a symbol), so that two tensors
             can be compared whose sizes are only known at run time.
+        types: element types, as ONNX numbers them.
     """
 
     known: dict[str, Dims]
     stand_in: dict[str, tuple[int, ...]]
+    types: dict[str, int]
 
 
-def infer(model: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> Shapes:
-    """Infer all shapes; `input_shapes` fixes the shapes of graph inputs by name.
-
-    Raises:
-        UsageError: `input_shapes` names no input of the model, or disagrees with it in rank.
-    """
+def infer(model: onnx.ModelProto) -> Shapes:
+    """Infer the shapes and types of all tensors that ONNX shape inference, or the file itself, knows."""
     skeleton = _skeleton(model)
-    _fix_inputs(skeleton, input_shapes or {})
     # What inference cannot find (behind operators it does not know), the file may declare.
     declared = [v for v in model.graph.value_info if v.type.tensor_type.HasField("shape")]
-    known = _complete(_run(skeleton), {v.name: _dims(v) for v in declared})
+    inferred, types = _run(skeleton)
+    known = _complete(inferred, {v.name: _dims(v) for v in declared})
     numbers = _replace_symbols(skeleton)
-    stand_in = _complete(_run(skeleton), {v.name: _dims(v, numbers) for v in declared})
+    stand_in = _complete(_run(skeleton)[0], {v.name: _dims(v, numbers) for v in declared})
     closed = {name: tuple(d for d in shape if d is not None) for name, shape in stand_in.items() if None not in shape}
-    return Shapes(known, closed)
+    return Shapes(known, closed, types)
+
+
+def fix_inputs(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Give graph inputs the shapes that the caller names: the model then accepts no others.
+
+    Raises:
+        UsageError: a name is no input of the model, or a shape contradicts what the model says.
+    """
+    initialised = {t.name for t in model.graph.initializer}
+    inputs = {i.name: i for i in model.graph.input if i.name not in initialised}
+    for name, shape in shapes.items():
+        if name not in inputs:
+            raise UsageError(f"the model has no input `{name}`;", fix=f"its inputs are {', '.join(inputs)}.")
+        tensor_type = inputs[name].type.tensor_type
+        if tensor_type.HasField("shape"):
+            declared = _dims(inputs[name])
+            fits = len(declared) == len(shape) and all(d in (None, n) for d, n in zip(declared, shape, strict=True))
+            if not fits:
+                has = ",".join("?" if d is None else str(d) for d in declared)
+                raise UsageError(f"input `{name}` has shape {has}, which {','.join(map(str, shape))} contradicts.")
+        tensor_type.shape.CopyFrom(onnx.TensorShapeProto(dim=[{"dim_value": d} for d in shape]))
 
 
 def _complete(inferred: dict[str, Dims], declared: dict[str, Dims]) -> dict[str, Dims]:
@@ -78,27 +98,16 @@ def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     return skeleton
 
 
-def _fix_inputs(skeleton: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    inputs = {i.name: i for i in skeleton.graph.input}
-    for name, shape in shapes.items():
-        if name not in inputs:
-            raise UsageError(f"the model has no input `{name}`;", fix=f"its inputs are {', '.join(inputs)}")
-        tensor_type = inputs[name].type.tensor_type
-        if tensor_type.HasField("shape") and len(tensor_type.shape.dim) != len(shape):
-            raise UsageError(f"input `{name}` has rank {len(tensor_type.shape.dim)}, not {len(shape)}")
-        tensor_type.shape.CopyFrom(onnx.TensorShapeProto(dim=[{"dim_value": d} for d in shape]))
-
-
 def _replace_symbols(skeleton: onnx.ModelProto) -> dict[str, int]:
-    """A number for every open input dimension: the same for the same symbol, large and even for image sizes."""
+    """A number for every open input dimension: the same for the same symbol."""
     numbers: dict[str, int] = {}
     for tensor in skeleton.graph.input:
         for axis, dim in enumerate(tensor.type.tensor_type.shape.dim):
             if dim.WhichOneof("value") == "dim_value":
                 continue
             symbol = dim.dim_param or f"{tensor.name}[{axis}]"
-            first = STAND_IN_BATCH if axis == 0 else STAND_IN_SIZE + 32 * len(numbers)
-            dim.dim_value = numbers.setdefault(symbol, first)
+            prime = PRIMES[len(numbers) % len(PRIMES)]
+            dim.dim_value = numbers.setdefault(symbol, prime if axis == 0 else SIZE_STEP * prime)
     return numbers
 
 
@@ -110,15 +119,18 @@ def _dims(value: onnx.ValueInfoProto, numbers: Mapping[str, int] | None = None) 
     )
 
 
-def _run(skeleton: onnx.ModelProto) -> dict[str, Dims]:
+def _run(skeleton: onnx.ModelProto) -> tuple[dict[str, Dims], dict[str, int]]:
     try:
         graph = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
-    except onnx.shape_inference.InferenceError:
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
         graph = skeleton.graph  # what stays unknown is reported where it matters
-    found: dict[str, Dims] = {}
+    shapes: dict[str, Dims] = {}
+    types: dict[str, int] = {}
     for tensor in [*graph.input, *graph.value_info, *graph.output]:
         if tensor.type.tensor_type.HasField("shape"):
-            found[tensor.name] = _dims(tensor)
+            shapes[tensor.name] = _dims(tensor)
+        if tensor.type.tensor_type.elem_type:
+            types[tensor.name] = tensor.type.tensor_type.elem_type
     for constant in graph.initializer:
-        found[constant.name] = tuple(constant.dims)
-    return found
+        shapes[constant.name] = tuple(constant.dims)
+    return shapes, types

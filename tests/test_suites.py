@@ -18,6 +18,8 @@ from onnx import numpy_helper
 from binarize_onnx import Config, convert
 
 CASES = 173
+# The suite holds what this version of onnxruntime gets right; an older one lacks some operators and bug fixes.
+OLDER = tuple(int(part) for part in ort.__version__.split(".")[:2]) < (1, 31)
 WITH_THE_COMMAND = (
     "node/test_add",
     "node/test_basic_conv_with_padding",
@@ -40,9 +42,17 @@ def nodes(model: onnx.ModelProto) -> list[bytes]:
 
 def assert_unchanged(case: NodeTest, converted: bytes) -> None:
     assert nodes(onnx.load_from_string(converted)) == nodes(onnx.load_from_string(case.model))
-    got, before = run(converted, case.feed), run(case.model, case.feed)
+    try:
+        before = run(case.model, case.feed)
+    except Exception:  # onnxruntime's classes share no other base
+        if not OLDER:
+            raise
+        return
+    got = run(converted, case.feed)
     for value, source, stored in zip(got, before, case.outputs, strict=True):
         np.testing.assert_array_equal(value, source)
+        if OLDER:
+            continue
         # onnx's own tolerance for its node tests; the suite was chosen by it.
         np.testing.assert_allclose(value, numpy_helper.to_array(stored), rtol=1e-3, atol=1e-7)
 

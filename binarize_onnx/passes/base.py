@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -66,17 +66,22 @@ class Context:
         shapes: shape of every tensor whose shape could be inferred, with stand-in numbers for open dimensions:
             two tensors that agree here agree in the model.
         known: the same with None for open dimensions.
+        types: element types of the source's tensors, as ONNX numbers them, where inference found them.
         binary: names of the layers recognised as binary.
         journal: what the passes have to say.
     """
 
     def __init__(self, graph: gs.Graph, shapes: Shapes) -> None:
+        for node in graph.nodes:
+            node.domain = None if node.domain == "ai.onnx" else node.domain
         self.graph = graph
+        self.types = dict(shapes.types)
         self.shapes = dict(shapes.stand_in)
         self.known = dict(shapes.known)
         self.binary: set[str] = set()
         self.journal = Journal()
         self._names = _all_names(graph)
+        self._inner = {id(node) for node in _subgraph_nodes(graph)}  # they never change
         self._shared: dict[tuple[str, Shape, bytes], gs.Constant] = {}
 
     def unique(self, hint: str) -> str:
@@ -140,9 +145,17 @@ class Context:
         """Whether the tensor is an output of the graph."""
         return any(tensor is out for out in self.graph.outputs)
 
+    def escapes(self, tensor: gs.Tensor) -> bool:
+        """Whether something beside the graph's own nodes sees the tensor: the caller, or a subgraph."""
+        return self.is_output(tensor) or any(id(node) in self._inner for node in tensor.outputs)
+
+    def readers(self, tensor: gs.Tensor) -> list[gs.Node]:
+        """The graph's own nodes that read the tensor; those of subgraphs are left out."""
+        return [node for node in tensor.outputs if id(node) not in self._inner]
+
     def only_consumer(self, tensor: gs.Tensor) -> gs.Node | None:
-        """The one node that reads the tensor, once; None if there are others or the graph returns it."""
-        if self.is_output(tensor) or len(tensor.outputs) != 1:
+        """The one node that reads the tensor, once; None if anything else sees it."""
+        if len(tensor.outputs) != 1 or self.escapes(tensor):
             return None
         return tensor.outputs[0]
 
@@ -184,6 +197,15 @@ class Pass(ABC, Generic[Found]):
                     changed = changed_at_all = True
             tidy(self.context.graph)
         return changed_at_all
+
+
+def _subgraph_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
+    """Every node below the top level."""
+    for node in graph.nodes:
+        for value in node.attrs.values():
+            if isinstance(value, gs.Graph):
+                yield from value.nodes
+                yield from _subgraph_nodes(value)
 
 
 def _all_names(graph: gs.Graph) -> set[str]:

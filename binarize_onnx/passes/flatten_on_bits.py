@@ -49,8 +49,10 @@ class FlattenOnBits(Pass[FlattenedPack]):
         c, h, w = (self.context.known_dim(source, axis) for axis in (1, 2, 3))
         if c is None or h is None or w is None or c % 32 or after != (before[0], c * h * w):
             return None
-        readers = node.outputs[0].outputs
-        if any(n.op != "XnorMatMul" or constant_value(n.inputs[1]) is None for n in readers):
+        readers = self.context.readers(node.outputs[0])
+        if self.context.escapes(node.outputs[0]) or any(
+            n.op != "XnorMatMul" or constant_value(n.inputs[1]) is None for n in readers
+        ):
             return None
         moved = [_per_channel(v, c, h * w) for v in (pack.threshold, pack.flip)]
         if moved[0] is None or moved[1] is None:

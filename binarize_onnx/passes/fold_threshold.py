@@ -137,6 +137,8 @@ def _monotone(step: gs.Node, pack: Pack) -> tuple[gs.Tensor, Callable[[Array], A
         bounds = [None if t.is_empty() else constant_value(t) for t in step.inputs[1:3]]
         if any(b is None and not t.is_empty() for b, t in zip(bounds, step.inputs[1:3], strict=False)):
             return None
+        if any(b is not None and np.any(np.isnan(b)) for b in bounds):
+            return None
         low, high = ([*bounds, None, None])[:2]
         return step.inputs[0], lambda x: _clip(x, low, high), ()
     return None

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from binarize_onnx import opset
 from binarize_onnx.passes.base import Pass, Skip, constant_value, producer, record
 from binarize_onnx.passes.fuse_epilogue import ORDER, SLOTS
 from binarize_onnx.passes.packing import Pack, match_pack
@@ -36,7 +35,7 @@ class FuseBits(Pass[OwnBits]):
         """PackSign(y) along the channels of y, y the output of a layer that writes no bits yet."""
         pack = match_pack(node)
         layer = None if pack is None else producer(pack.x)
-        if pack is None or layer is None or layer.domain != opset.DOMAIN or layer.op not in ("XnorConv", "XnorMatMul"):
+        if pack is None or layer is None or layer.name not in self.context.binary:
             return None
         axis = 1 if layer.op == "XnorConv" else pack.rank - 1
         if pack.axis != axis or not layer.outputs[1].is_empty():
@@ -69,7 +68,7 @@ class SharePacks(Pass[tuple[gs.Node, gs.Node]]):
         """Two PackSign of one tensor that agree in everything."""
         if match_pack(node) is None:
             return None
-        for other in node.inputs[0].outputs:
+        for other in self.context.readers(node.inputs[0]):
             same = other is not node and other.op == "PackSign" and other.attrs == node.attrs
             if same and all(a is b for a, b in zip(other.inputs, node.inputs, strict=True)):
                 return (node, other) if len(node.outputs[0].name) <= len(other.outputs[0].name) else (other, node)

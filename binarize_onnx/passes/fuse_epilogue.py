@@ -49,13 +49,13 @@ class FuseEpilogue(Pass[Fusion]):
     """Take the next step behind each XNOR layer into the layer, until none fits."""
 
     def run(self) -> bool:
-        """Start with all slots free: epilogues are filled by this pass alone."""
+        """Start with all slots free: the layers lowered here have neutral epilogues."""
         self._last: dict[str, int] = {}
         return super().run()
 
     def match(self, node: gs.Node) -> Fusion | Skip | None:
         """An XNOR layer whose float output one fusable step reads and nothing else."""
-        if node.domain != opset.DOMAIN or node.op not in ("XnorConv", "XnorMatMul"):
+        if node.name not in self.context.binary or node.op not in ("XnorConv", "XnorMatMul"):
             return None
         found = self._next_step(node.outputs[0])
         if found is None:
@@ -86,13 +86,13 @@ class FuseEpilogue(Pass[Fusion]):
     def _select(self, y: gs.Tensor) -> tuple[gs.Node, str, gs.Tensor] | None:
         """Where(y > 0, y, y * slope): PRelu as the ideal graph spells it where a slope is negative."""
         readers = {node.op: node for node in y.outputs}
-        if self.context.is_output(y) or len(y.outputs) != 3 or readers.keys() != {"Greater", "Mul", "Where"}:
+        if len(y.outputs) != 3 or readers.keys() != {"Greater", "Mul", "Where"} or self.context.escapes(y):
             return None
         greater, product, where = (readers[op] for op in ("Greater", "Mul", "Where"))
         zero, scaled = constant_value(greater.inputs[1]), split_operands(product)
         whole = where.inputs[0] is greater.outputs[0] and where.inputs[1] is y and where.inputs[2] is product.outputs[0]
         private = all(self.context.only_consumer(n.outputs[0]) is where for n in (greater, product))
-        if not whole or not private or zero is None or np.any(zero != 0) or scaled is None:
+        if not whole or not private or scaled is None or zero is None or zero.shape != () or zero != 0:
             return None
         return where, "PRelu", product.inputs[1] if scaled[0] is product.inputs[0] else product.inputs[0]
 

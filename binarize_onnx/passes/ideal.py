@@ -5,17 +5,19 @@ from __future__ import annotations
 import onnx_graphsurgeon as gs
 
 from binarize_onnx.passes.base import Context, constant_value, producer
-from binarize_onnx.passes.signs import match_level, match_sign
+from binarize_onnx.passes.signs import CARRIERS, match_level, match_sign
 
 
-def accumulator_length(tensor: gs.Tensor, context: Context) -> int | None:
-    """Terms in the integer dot product that a tensor is the bare result of; None if it is not one."""
+def accumulator_bound(tensor: gs.Tensor, context: Context) -> int | None:
+    """Largest magnitude of the integer dot product that a tensor is the bare result of; None if it is not one."""
     node = producer(tensor)
     if node is None or node.name not in context.binary:
         return None
     weights = constant_value(node.inputs[1])
     assert weights is not None
-    return int(weights[0].size) if node.op == "Conv" else int(weights.shape[0])
+    length = int(weights[0].size) if node.op == "Conv" else int(weights.shape[0])
+    level = match_level(node.inputs[0])
+    return length * (1 if level is None else level.threshold.shape[0])
 
 
 def low_value(tensor: gs.Tensor) -> int:
@@ -29,3 +31,38 @@ def low_value(tensor: gs.Tensor) -> int:
         node = producer(tensor)
         assert node is not None, f"`{tensor.name}` is not binary"
         tensor = node.inputs[0]
+
+
+def pool_size_is_settled(pool: gs.Node, context: Context) -> bool | None:
+    """Whether every onnxruntime agrees on the output size of a MaxPool; None if open dimensions hide the answer.
+
+    With ceil_mode, onnxruntime 1.20 adds a last window that starts behind the image; later versions do not, but
+    some of their shape inference still does.
+    """
+    if not pool.attrs.get("ceil_mode", 0) or len(pool.attrs["kernel_shape"]) != 2:
+        return True
+    pads = pool.attrs.get("pads", [0, 0, 0, 0])
+    for axis in range(2):
+        size = context.known_dim(pool.inputs[0], 2 + axis)
+        if size is None:
+            return None
+        stride = int(pool.attrs.get("strides", [1, 1])[axis])
+        dilation = int(pool.attrs.get("dilations", [1, 1])[axis])
+        reach = dilation * (int(pool.attrs["kernel_shape"][axis]) - 1) + 1
+        last = -(-(size + pads[axis] + pads[axis + 2] - reach) // stride)
+        if last * stride >= size + pads[axis]:
+            return False
+    return True
+
+
+def unsettled_pool(tensor: gs.Tensor, context: Context) -> gs.Node | None:
+    """A MaxPool on a binary tensor's way from its signs whose size is known to differ between runtimes."""
+    node = producer(tensor)
+    if node is None or node.domain or match_sign(tensor) is not None:
+        return None
+    if node.op == "MaxPool" and pool_size_is_settled(node, context) is False:
+        return node
+    if node.op not in CARRIERS and node.op not in ("Concat", "Pad"):
+        return None
+    sources = node.inputs if node.op == "Concat" else node.inputs[:1]
+    return next((pool for source in sources if (pool := unsettled_pool(source, context)) is not None), None)

@@ -34,7 +34,7 @@ from binarize_onnx.passes.base import (
     split_operands,
 )
 from binarize_onnx.passes.fuse_epilogue import ORDER
-from binarize_onnx.passes.ideal import accumulator_length
+from binarize_onnx.passes.ideal import accumulator_bound
 from binarize_onnx.passes.signs import CARRIERS
 
 # What each step is made of in ideal form.
@@ -153,10 +153,10 @@ class IdealAffine(Pass[Steps]):
         if summed is None:
             return None
         (acc, c), scale = summed, scaled[1]
-        length = accumulator_length(acc, self.context)
-        if length is None or not _powers_of_two(scale) or np.any(c != np.round(c)):
+        bound = accumulator_bound(acc, self.context)
+        if bound is None or not _powers_of_two(scale) or np.any(c != np.round(c)):
             return None
-        if length + float(np.max(np.abs(c))) >= 1 << 23:  # halves of larger sums would round
+        if bound + float(np.max(np.abs(c))) >= 1 << 23:  # halves of larger sums would round
             return None
         return Steps(node, acc, [("Mul", scale), ("Add", (c * scale).astype(np.float32))])
 
@@ -198,7 +198,7 @@ def _touching_bits(context: Context) -> set[str]:
     forward = [(t, 0) for node in context.graph.nodes if node.name in context.binary for t in node.outputs]
     while forward:
         tensor, position = forward.pop()
-        for consumer in tensor.outputs:
+        for consumer in context.readers(tensor):
             after = _position_after(consumer, position) if consumer.op in STEPS else None
             if after is not None and consumer.outputs[0].name not in found:
                 found.add(consumer.outputs[0].name)

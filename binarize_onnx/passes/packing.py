@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,8 +54,8 @@ def match_pack(node: gs.Node) -> Pack | None:
 
 def only_packed(tensor: gs.Tensor, context: Context) -> bool:
     """Whether nothing but PackSign reads the tensor, so that its values need not exist as floats."""
-    readers: Iterable[gs.Node] = tensor.outputs
-    return not context.is_output(tensor) and all(n.op == "PackSign" and n.domain == opset.DOMAIN for n in readers)
+    readers = context.readers(tensor)
+    return not context.escapes(tensor) and all(n.op == "PackSign" and n.domain == opset.DOMAIN for n in readers)
 
 
 def layers_reading(tensor: gs.Tensor) -> list[str]:

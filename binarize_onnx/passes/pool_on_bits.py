@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 
 from binarize_onnx import opset
 from binarize_onnx.passes.base import Array, Pass, Skip, producer, record
+from binarize_onnx.passes.ideal import pool_size_is_settled
 from binarize_onnx.passes.lower_layers import insert_pack
 from binarize_onnx.passes.packing import Pack, layers_reading, match_pack, only_packed
 
@@ -45,30 +46,13 @@ class PoolOnBits(Pass[PooledPack]):
         indices_used = len(pool.outputs) > 1 and not pool.outputs[1].is_empty()
         if threshold is None or channels is None or indices_used or not only_packed(pack.x, self.context):
             return None
-        if pool.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or not self._size_is_settled(pool):
+        if (
+            pool.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+            or pool_size_is_settled(pool, self.context) is not True
+        ):
             return None
         invert = np.broadcast_to(threshold[1], (channels,)).reshape(-1, 1, 1)
         return PooledPack(pack, pool, channels, np.ascontiguousarray(invert))
-
-    def _size_is_settled(self, pool: gs.Node) -> bool:
-        """Whether every onnxruntime agrees on the output's size.
-
-        With ceil_mode, version 1.20 adds a last window that starts behind the image, later ones do not.
-        """
-        if not pool.attrs.get("ceil_mode", 0):
-            return True
-        pads = pool.attrs.get("pads", [0, 0, 0, 0])
-        for axis in range(2):
-            size = self.context.known_dim(pool.inputs[0], 2 + axis)
-            if size is None:
-                return False
-            stride = int(pool.attrs.get("strides", [1, 1])[axis])
-            dilation = int(pool.attrs.get("dilations", [1, 1])[axis])
-            reach = dilation * (int(pool.attrs["kernel_shape"][axis]) - 1) + 1
-            last = -(-(size + pads[axis] + pads[axis + 2] - reach) // stride)
-            if last * stride >= size + pads[axis]:
-                return False
-        return True
 
     def rewrite(self, site: PooledPack) -> None:
         """Pack what the pool reads, then pool the bits."""
@@ -83,7 +67,7 @@ class PoolOnBits(Pass[PooledPack]):
             "PackedMaxPool",
             [unpooled, context.constant(f"{output.name}.invert", site.invert)],
             [output],
-            name=pool.name,
+            name=context.unique(f"{pool.name or output.name}.bits"),
             domain=opset.DOMAIN,
             attrs={
                 "channels": site.channels,

@@ -3,8 +3,8 @@
     BinarySign(f(acc))      acc an integer dot product, f a chain of Mul and Add by constants
 
 f is monotone in float32, so the integers that it maps to exactly 0 are a range; bisection finds its ends. If none of
-them is a value that the accumulator can take (its magnitude bounded by its length, its parity fixed unless zeros
-are padded or weights masked), the source's Sign never saw a zero there.
+them is a value that the accumulator can take (its magnitude is bounded, its parity fixed unless zeros are
+padded, weights masked or inputs more than two-valued), the source's Sign never saw a zero there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from binarize_onnx.passes.base import Array, Context, along_axis, constant_value, producer, split_operands
-from binarize_onnx.passes.ideal import accumulator_length, low_value
+from binarize_onnx.passes.ideal import accumulator_bound, low_value
 from binarize_onnx.passes.signs import match_sign
 
 
@@ -32,9 +32,9 @@ def zero_cannot_occur(sign: gs.Tensor, context: Context) -> bool:
         node = producer(tensor)
         if node is None:
             return False
-        length = accumulator_length(tensor, context)
-        if length is not None:
-            return _chain_avoids_zero(node, length, steps)
+        bound = accumulator_bound(tensor, context)
+        if bound is not None:
+            return _chain_avoids_zero(node, bound, steps)
         if node.op in ("MaxPool", "Flatten"):  # they pick values, and make none (MaxPool pads with the lowest)
             tensor = node.inputs[0]
             continue
@@ -45,7 +45,7 @@ def zero_cannot_occur(sign: gs.Tensor, context: Context) -> bool:
         tensor = operands[0]
 
 
-def _chain_avoids_zero(layer: gs.Node, length: int, steps: list[tuple[str, Array]]) -> bool:
+def _chain_avoids_zero(layer: gs.Node, bound: int, steps: list[tuple[str, Array]]) -> bool:
     weights = constant_value(layer.inputs[1])
     assert weights is not None
     convolution = layer.op == "Conv"
@@ -55,7 +55,7 @@ def _chain_avoids_zero(layer: gs.Node, length: int, steps: list[tuple[str, Array
         vector = along_axis(values, 1 if convolution else 0, 4 if convolution else 1)
         if vector is None and not convolution:
             vector = along_axis(values, values.ndim - 1, values.ndim)
-        if vector is None or vector.dtype != np.float32:
+        if vector is None or vector.dtype != np.float32 or vector.size not in (1, outputs):
             return False
         vectors.append((op, np.broadcast_to(vector, (outputs,))))
 
@@ -65,8 +65,8 @@ def _chain_avoids_zero(layer: gs.Node, length: int, steps: list[tuple[str, Array
             value = value * vector if op == "Mul" else value + vector
         return value
 
-    first, last = _zero_range(chain, length, outputs)
-    only_parity = length % 2 if _parity_is_fixed(layer, weights) else None
+    first, last = _zero_range(chain, bound, outputs)
+    only_parity = bound % 2 if _parity_is_fixed(layer, weights) else None
     if only_parity is None:
         return bool(np.all(first > last))
     first = first + ((first % 2) != only_parity)

@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from binarize_onnx import opset
 from binarize_onnx.passes.base import Array, Context, Pass, Skip, constant_value, producer
+from binarize_onnx.passes.ideal import unsettled_pool
 from binarize_onnx.passes.signs import Level, NotBinary, Sign, match_level, pad_value, trace
 from binarize_onnx.report import SignSite
 
@@ -93,7 +95,11 @@ class RecogniseLayers(Pass[BinaryLayer]):
         weights_tensor = node.inputs[1]
         values = constant_value(weights_tensor)
         if values is None:
-            return Skip(node, f"its weights `{weights_tensor.name}` are computed at run time")
+            on_the_left = node.op != "Conv" and constant_value(node.inputs[0]) is not None
+            why = "are on the left" if on_the_left else f"`{weights_tensor.name}` are computed at run time"
+            return Skip(node, f"its weights {why}")
+        if values.dtype != np.float32:
+            return Skip(node, f"its weights are {values.dtype}; only float32 ones are lowered")
         weights = split_scale(values, output_axis(node))
         data, pads = without_zero_pad(node)
         level = match_level(data)
@@ -103,15 +109,21 @@ class RecogniseLayers(Pass[BinaryLayer]):
             return Skip(node, real if isinstance(signs, NotBinary) else f"its input is binary, but it has {real}")
         if isinstance(signs, NotBinary):
             return Skip(node, f"binary weights, but {signs.reason}")
-        for sign in signs if isinstance(signs, list) else []:
-            if not self._threshold_fits(sign):
-                return Skip(node, f"the threshold of its sign `{sign.output.name}` has axes that the input has not")
+        for source in [signs] if isinstance(signs, Level) else signs:
+            if self.context.types.get(source.x.name, TensorProto.FLOAT) != TensorProto.FLOAT:
+                return Skip(node, f"`{source.output.name}` reads `{source.x.name}`, which is not float32")
+            if isinstance(source, Sign) and not self._threshold_fits(source):
+                return Skip(node, f"the threshold of its sign `{source.output.name}` has axes that the input has not")
+        pool = unsettled_pool(data, self.context)
+        if pool is not None:
+            return Skip(node, f"the size of `{pool.outputs[0].name}` depends on the runtime (MaxPool with ceil_mode)")
         if pads is None:
             found = _explicit_pads(node, values, self.context) if node.op == "Conv" and values.ndim == 4 else [0]
             if isinstance(found, str):
                 return Skip(node, found)
             pads = found
-        unsupported = _unsupported(node, values, pads, self.context)
+        levels = level.threshold.shape[0] if level is not None else 1
+        unsupported = _unsupported(node, values, levels, pads, self.context)
         if unsupported is not None:
             return Skip(node, unsupported)
         return BinaryLayer(node, data, pads, [] if isinstance(signs, Level) else signs, weights)
@@ -168,7 +180,7 @@ class RecogniseLayers(Pass[BinaryLayer]):
 
     def _threshold_fits(self, sign: Sign) -> bool:
         """Whether the comparison keeps the shape of x; broadcasting x to a larger threshold would not."""
-        if sign.threshold.size == 1 and sign.threshold.ndim <= 1:
+        if sign.threshold.size == 1 and sign.rank <= 1:
             return True
         shape = self.context.shape(sign.x)
         return shape is not None and shape == self.context.shape(sign.output)
@@ -246,7 +258,7 @@ def split_scale(weights: Array, axis: int) -> Weights | None:
     return Weights(np.where(dead, np.float32(1), signs).astype(np.float32), scale.astype(np.float32))
 
 
-def _unsupported(node: gs.Node, weights: Array, pads: list[int], context: Context) -> str | None:
+def _unsupported(node: gs.Node, weights: Array, levels: int, pads: list[int], context: Context) -> str | None:
     """Why a binary layer cannot be lowered; None if it can."""
     bias = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
     if bias is not None and constant_value(bias) is None:
@@ -254,10 +266,13 @@ def _unsupported(node: gs.Node, weights: Array, pads: list[int], context: Contex
     if node.op == "Conv":
         if weights.ndim != 4:
             return f"{weights.ndim - 2}-D convolutions stay float; only 2-D ones are lowered"
-        if weights.shape[1] == 1 and int(node.attrs.get("group", 1)) == weights.shape[0] > 1:
+        group = int(node.attrs.get("group", 1))
+        if weights.shape[1] == 1 and group == weights.shape[0] > 1:
             return f"depthwise: {weights[0].size} binary products a pixel are no faster than float ones"
         if min(pads) < 0:
             return f"negative pads {pads} stay float"
+        if min([group, *node.attrs.get("strides", []), *node.attrs.get("dilations", [])]) < 1:
+            return "its group, strides or dilations are not all positive"
         length = weights[0].size
     else:
         shape = context.shape(node.inputs[0])
@@ -269,11 +284,11 @@ def _unsupported(node: gs.Node, weights: Array, pads: list[int], context: Contex
             return f"its input `{node.inputs[0].name}` has rank {len(shape)}; at least 2 is needed"
         if node.op == "Gemm" and node.attrs.get("transA", 0):
             return "Gemm with transA stays float"
-        if bias is not None and int(np.prod(bias.shape)) not in (1, int(bias.shape[-1])):
+        if bias is not None and int(np.prod(bias.shape)) not in (1, *bias.shape[-1:]):
             return f"its bias `{bias.name}` differs from row to row"
         length = weights.shape[1] if node.attrs.get("transB", 0) else weights.shape[0]
-    if length >= EXACT_LENGTH:
-        return f"its dot products have {length} terms; float32 counts exactly only below {EXACT_LENGTH}"
+    if length * levels >= EXACT_LENGTH:
+        return f"its dot products reach {length * levels}; float32 counts exactly only below {EXACT_LENGTH}"
     return None
 
 
@@ -289,6 +304,8 @@ def _explicit_pads(node: gs.Node, weights: Array, context: Context) -> str | lis
     for axis in range(2):
         reach = int(dilations[axis]) * (weights.shape[2 + axis] - 1) + 1
         stride = int(strides[axis])
+        if stride < 1:
+            return "its strides are not all positive"
         if stride == 1:
             total = reach - 1
         else:

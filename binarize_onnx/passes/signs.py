@@ -22,13 +22,24 @@ from binarize_onnx.thresholds import after
 CARRIERS = frozenset({"MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze"})
 
 NEVER_NEGATIVE = frozenset({"Relu", "Abs", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Sqrt"})
+# Never negative where no input is; windows and padding of the pools are not below 0 either.
+KEEPS_NON_NEGATIVE = CARRIERS | {
+    "AveragePool",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "Concat",
+    "Add",
+    "Mul",
+    "Identity",
+}
 
 
 @dataclass(frozen=True)
 class Sign:
     """A two-valued activation: bit = (x >= threshold) ^ flip, worth +1 where set and x_low where clear.
 
-    `zero_differs` tells that the source is three-valued: its own output at x = threshold is neither of the two.
+    `zero_differs` tells that the source is three-valued: its own output at x = threshold is neither of the two. `rank`
+    is the highest among the form's constants: one above that of x would give the output more axes than x has.
     """
 
     output: gs.Tensor
@@ -37,6 +48,7 @@ class Sign:
     flip: Array
     x_low: int
     zero_differs: bool = False
+    rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,10 @@ def match_sign(tensor: gs.Tensor) -> Sign | None:
         threshold, flip = constant_value(node.inputs[1]), constant_value(node.inputs[2])
         if threshold is None or flip is None:
             return None
-        return Sign(tensor, node.inputs[0], threshold, flip, int(node.attrs["x_low"]))
+        rank = max(threshold.ndim, flip.ndim)
+        return Sign(tensor, node.inputs[0], threshold, flip, int(node.attrs["x_low"]), rank=rank)
+    if node.domain:
+        return None
     if node.op == "Sign":
         return _match_onnx_sign(tensor, node)
     if node.op == "Where":
@@ -99,6 +114,8 @@ def trace(tensor: gs.Tensor, kept: frozenset[str]) -> list[Sign] | NotBinary:
     node = producer(tensor)
     if node is None:
         return NotBinary(f"its input `{tensor.name}` is real-valued: there is no sign on it")
+    if node.domain:
+        return NotBinary(f"its input comes from {node.domain}.{node.op} (`{tensor.name}`), not from a sign")
     if node.op in CARRIERS:
         return trace(node.inputs[0], kept)
     if node.op == "Concat":
@@ -120,6 +137,23 @@ def trace(tensor: gs.Tensor, kept: frozenset[str]) -> list[Sign] | NotBinary:
             return NotBinary(f"`{tensor.name}` is padded with a value that is neither +1 nor {signs[0].x_low}")
         return signs
     return NotBinary(f"its input comes from {node.op} (`{tensor.name}`), not from a sign")
+
+
+def never_negative(tensor: gs.Tensor) -> bool:
+    """Whether the graph shows that no element can be below 0."""
+    values = constant_value(tensor)
+    if values is not None:
+        return bool(np.issubdtype(values.dtype, np.floating) and np.all(values >= 0))
+    node = producer(tensor)
+    if node is None or node.domain:
+        return False
+    if node.op in NEVER_NEGATIVE:
+        return True
+    if node.op == "Clip":
+        low = constant_value(node.inputs[1]) if len(node.inputs) > 1 else None
+        return low is not None and bool(np.all(low >= 0))
+    data = node.inputs if node.op in ("Concat", "Add", "Mul") else node.inputs[:1]
+    return node.op in KEEPS_NON_NEGATIVE and all(never_negative(t) for t in data)
 
 
 def pad_value(node: gs.Node) -> int | None:
@@ -145,8 +179,7 @@ def _scalar(value: float) -> Array:
 
 def _match_onnx_sign(tensor: gs.Tensor, node: gs.Node) -> Sign:
     x = node.inputs[0]
-    maker = producer(x)
-    if maker is not None and maker.op in NEVER_NEGATIVE:
+    if never_negative(x):
         # Sign of a tensor that is never negative is exactly {0, 1}: 1 where x > 0.
         return Sign(tensor, x, after(_scalar(0)), np.asarray(False), x_low=0)
     return Sign(tensor, x, _scalar(0), np.asarray(False), x_low=-1, zero_differs=True)
@@ -161,8 +194,8 @@ def _match_where(tensor: gs.Tensor, node: gs.Node) -> Sign | None:
     high, low = (float(np.asarray(v).reshape(-1)[0]) for v in values)
     if {high, low} not in ({1.0, -1.0}, {1.0, 0.0}):
         return None
-    x_low = int(min(high, low))
-    return Sign(tensor, x, threshold, flip ^ (high < low), x_low)
+    rank = max(threshold.ndim, *(np.asarray(v).ndim for v in values))
+    return Sign(tensor, x, threshold, flip ^ (high < low), x_low=int(min(high, low)), rank=rank)
 
 
 def _match_cast(tensor: gs.Tensor, node: gs.Node) -> Sign | None:
@@ -170,7 +203,7 @@ def _match_cast(tensor: gs.Tensor, node: gs.Node) -> Sign | None:
     if compared is None or int(node.attrs.get("to", 0)) != onnx.TensorProto.FLOAT:
         return None
     x, threshold, flip = compared
-    return Sign(tensor, x, threshold, flip, x_low=0)
+    return Sign(tensor, x, threshold, flip, x_low=0, rank=threshold.ndim)
 
 
 def _match_doubled_cast(tensor: gs.Tensor, node: gs.Node) -> Sign | None:
@@ -181,20 +214,23 @@ def _match_doubled_cast(tensor: gs.Tensor, node: gs.Node) -> Sign | None:
     if float(outer[1].reshape(-1)[0]) != (1.0 if node.op == "Sub" else -1.0):
         return None
     doubled = producer(outer[0])
-    if doubled is None or doubled.op != "Mul":
+    if doubled is None or doubled.op != "Mul" or doubled.domain:
         return None
     inner = split_operands(doubled)
     if inner is None or inner[1].size != 1 or float(inner[1].reshape(-1)[0]) != 2.0:
         return None
     cast = producer(inner[0])
-    bits = _match_cast(inner[0], cast) if cast is not None and cast.op == "Cast" else None
-    return None if bits is None else Sign(tensor, bits.x, bits.threshold, bits.flip, x_low=-1)
+    bits = _match_cast(inner[0], cast) if cast is not None and cast.op == "Cast" and not cast.domain else None
+    if bits is None:
+        return None
+    rank = max(bits.rank, inner[1].ndim, outer[1].ndim)
+    return Sign(tensor, bits.x, bits.threshold, bits.flip, x_low=-1, rank=rank)
 
 
 def _match_comparison(tensor: gs.Tensor) -> tuple[gs.Tensor, Array, Array] | None:
     """`(x, threshold, flip)` of a comparison of x with a float32 constant; x > c is x >= the next float after c."""
     node = producer(tensor)
-    if node is None:
+    if node is None or node.domain:
         return None
     if node.op == "Not":
         inner = _match_comparison(node.inputs[0])
@@ -202,7 +238,7 @@ def _match_comparison(tensor: gs.Tensor) -> tuple[gs.Tensor, Array, Array] | Non
     if node.op not in ("GreaterOrEqual", "Greater", "LessOrEqual", "Less"):
         return None
     operands = split_operands(node)
-    if operands is None or operands[1].dtype != np.float32 or np.any(np.isnan(operands[1])):
+    if operands is None or operands[1].dtype != np.float32 or not np.all(np.isfinite(operands[1])):
         return None
     x, bound = operands
     greater = node.op.startswith("Greater") == (x is node.inputs[0])
