@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +31,14 @@ class Cli(click.Group):
         except BinarizeError as error:
             click.echo("error: " + " ".join(str(error).split()), err=True)
             ctx.exit(error.exit_code)
+
+
+def installed_version() -> str:
+    """The version of the installed package."""
+    try:
+        return version("binarize-onnx")
+    except PackageNotFoundError:  # a source tree that was never installed
+        return "unknown"
 
 
 def regex(value: str) -> str:
@@ -100,7 +109,7 @@ def choosing(command: Command) -> Command:
 
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="binarize-onnx", prog_name="binarize-onnx")
+@click.version_option(installed_version(), prog_name="binarize-onnx")
 def main() -> None:
     """Compile ONNX models of binary neural networks so that onnxruntime runs them with XNOR and popcount.
 

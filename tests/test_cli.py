@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import helper
+from processes import python
 from test_verify import change, input_of, network, samples
 
 from binarize_onnx import demo as demonstration
@@ -55,13 +54,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 def in_a_process(*arguments: str | Path, **environment: str) -> Done:
-    done = subprocess.run(
-        [sys.executable, "-m", "binarize_onnx", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-    )
+    done = python("-m", "binarize_onnx", *arguments, **environment)
     return Done(done.returncode, done.stdout, done.stderr)
 
 
@@ -488,3 +481,9 @@ def test_demo_says_when_it_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "forced by BINARIZE_ONNX_ISA" in text
     fast = demonstration.Speed(demonstration.Time(3, 3, 3), demonstration.Time(2, 2, 2), 50, "scalar")
     assert "1.50 times as fast" in "\n".join(fast.lines())
+
+
+def test_version(command: Command) -> None:
+    done = command("--version")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("binarize-onnx, version ")

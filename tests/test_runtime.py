@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import op_cases
 import oracle
 import pytest
 from op_cases import Case
+from processes import python
 
 from binarize_onnx import runtime
 from binarize_onnx.errors import RuntimeUnavailable
@@ -107,11 +107,7 @@ def test_without_a_choice_the_best_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("call", ["runtime.register(onnxruntime.SessionOptions())", "runtime.selected_isa()"])
 def test_an_unknown_instruction_set_is_refused_with_the_ones_that_run(call: str) -> None:
     script = f"import onnxruntime\nfrom binarize_onnx import runtime\n{call}"
-    # The package that this process runs, not the source tree that may be the working directory.
-    installed = str(Path(runtime.__file__).parents[1])
-    environment = os.environ | {runtime.ISA_VARIABLE: "abacus", "PYTHONPATH": installed}
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", check=False)
+    done = python("-c", script, **{runtime.ISA_VARIABLE: "abacus"})
     assert done.returncode == 1
     assert "RuntimeUnavailable" in done.stderr
     for word in ("abacus", *runtime.available_isas()):

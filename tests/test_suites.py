@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import onnxruntime as ort
 import pytest
 from corpus import NodeTest, node_tests
 from onnx import numpy_helper
+from processes import python
 
 from binarize_onnx import Config, convert
 
@@ -75,7 +74,6 @@ def test_unchanged_by_the_command(name: str, tmp_path: Path) -> None:
     case = next(case for case in node_tests() if case.name == name)
     source, out = tmp_path / "in.onnx", tmp_path / "out.onnx"
     source.write_bytes(case.model)
-    command = [sys.executable, "-m", "binarize_onnx", "convert", str(source), str(out), "--allow-unchanged"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = python("-m", "binarize_onnx", "convert", source, out, "--allow-unchanged")
     assert (done.returncode, done.stderr) == (0, "")
     assert_unchanged(case, out.read_bytes())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,13 @@ from onnx import helper, numpy_helper
 from binarize_onnx import Config, convert, io
 from binarize_onnx.errors import GateFailed, ModelError, UsageError
 from binarize_onnx.pipeline import Result
-from binarize_onnx.verify import Gates, OutputRow, Verification, verify
+from binarize_onnx.verify import Gates, OutputRow, Verification, load_data, verify
+from binarize_onnx.verify import check as verification
+from binarize_onnx.verify.arrays import difference, same_bits
+from binarize_onnx.verify.data import only_labels, split_labels
+from binarize_onnx.verify.session import Runner
 
 Array = npt.NDArray[Any]
-verification = importlib.import_module("binarize_onnx.verify")  # the package's own `verify` is the function
 
 
 def network(*, alpha: float = 1.0, classes: int = 10, batch: int | str = "N") -> onnx.ModelProto:
@@ -288,7 +290,7 @@ def test_a_flip_within_the_bound_is_told_apart(monkeypatch: pytest.MonkeyPatch) 
     """A threshold moved by less than the rounding of its chain may flip a sign without being wrong."""
     source = network(alpha=1.1)
     feed = samples(1)
-    bn1 = verification._Runner(source, ["bn1"]).run(feed)["bn1"]
+    bn1 = Runner(source, ["bn1"]).run(feed)["bn1"]
     closest = np.unravel_index(int(np.abs(bn1).argmin()), bn1.shape)
 
     def move(model: onnx.ModelProto) -> None:
@@ -307,10 +309,10 @@ def test_a_flip_within_the_bound_is_told_apart(monkeypatch: pytest.MonkeyPatch) 
         values[closest[1]] -= bn1[closest]
 
     change(source, "bn1.b", towards_zero)
-    bn1 = verification._Runner(source, ["bn1"]).run(feed)["bn1"]
+    bn1 = Runner(source, ["bn1"]).run(feed)["bn1"]
     if bn1[closest] == 0:  # then there would be nothing to flip
         change(source, "bn1.b", lambda values: np.add(values, 1e-6, out=values))
-        bn1 = verification._Runner(source, ["bn1"]).run(feed)["bn1"]
+        bn1 = Runner(source, ["bn1"]).run(feed)["bn1"]
     monkeypatch.setattr(verification, "convert", convert_moved)
     candidate = convert_moved(source, Config(emit="ideal")).model
     found = verify(source, candidate, inputs=feed)
@@ -362,16 +364,16 @@ def test_differences_that_are_no_numbers() -> None:
     nan, inf = np.float32(np.nan), np.float32(np.inf)
     a = np.asarray([nan, nan, inf, -inf, 1, 0.0], np.float32)
     b = np.asarray([nan, 1, inf, inf, 1, -0.0], np.float32)
-    assert verification._difference(a, b).tolist() == [0, np.inf, 0, np.inf, 0, 0]
-    assert verification._same_bits(a, b).tolist() == [True, False, True, False, True, False]
+    assert difference(a, b).tolist() == [0, np.inf, 0, np.inf, 0, 0]
+    assert same_bits(a, b).tolist() == [True, False, True, False, True, False]
 
 
 def test_differences_of_scalars_and_integers() -> None:
-    assert verification._difference(np.float32(2), np.float32(2)) == 0
-    assert verification._difference(np.asarray(2, np.float32), np.asarray(np.nan, np.float32)) == np.inf
-    assert verification._difference(np.asarray([True]), np.asarray([False])).tolist() == [1]
-    assert verification._same_bits(np.asarray(1, np.float32), np.asarray(1, np.float64)).tolist() is False
-    assert verification._same_bits(np.asarray(1, np.float32), np.asarray(1, np.float32)).tolist() is True
+    assert difference(np.float32(2), np.float32(2)) == 0
+    assert difference(np.asarray(2, np.float32), np.asarray(np.nan, np.float32)) == np.inf
+    assert difference(np.asarray([True]), np.asarray([False])).tolist() == [1]
+    assert same_bits(np.asarray(1, np.float32), np.asarray(1, np.float64)).tolist() is False
+    assert same_bits(np.asarray(1, np.float32), np.asarray(1, np.float32)).tolist() is True
 
 
 def test_json_has_no_infinities() -> None:
@@ -428,17 +430,17 @@ def test_sizes_that_only_data_can_fill() -> None:
 def test_data_files(tmp_path: Path) -> None:
     model = network()
     np.savez(tmp_path / "all.npz", x=samples()["x"], labels=np.arange(4))
-    inputs, labels = verification.split_labels(verification.load_data(tmp_path / "all.npz"), model)
+    inputs, labels = split_labels(load_data(tmp_path / "all.npz"), model)
     assert list(inputs) == ["x"]
     assert labels is not None
     np.save(tmp_path / "x.npy", samples()["x"])
-    inputs, labels = verification.split_labels(verification.load_data(tmp_path / "x.npy"), model)
+    inputs, labels = split_labels(load_data(tmp_path / "x.npy"), model)
     assert list(inputs) == ["x"]
     assert labels is None
-    assert verification.only_labels({"": np.arange(3)}).size == 3
-    assert verification.only_labels({"labels": np.arange(3), "x": np.zeros(1)}).size == 3
+    assert only_labels({"": np.arange(3)}).size == 3
+    assert only_labels({"labels": np.arange(3), "x": np.zeros(1)}).size == 3
     with pytest.raises(ModelError, match="`labels`"):
-        verification.only_labels({"a": np.arange(3), "b": np.zeros(1)})
+        only_labels({"a": np.arange(3), "b": np.zeros(1)})
 
 
 def test_data_files_that_are_none(tmp_path: Path) -> None:
@@ -456,4 +458,4 @@ def test_data_files_that_are_none(tmp_path: Path) -> None:
     np.savez(packed, x=np.asarray([{}, []], object))
     for path in (cut, text, empty, objects, packed, tmp_path, tmp_path / "missing.npz"):
         with pytest.raises(ModelError, match=path.name):
-            verification.load_data(path)
+            load_data(path)

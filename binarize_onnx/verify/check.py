@@ -1,0 +1,158 @@
+"""The whole comparison, read top to bottom: models, samples, the three questions, what was found."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+
+from binarize_onnx import io
+from binarize_onnx.errors import ModelError, UsageError
+from binarize_onnx.pipeline import Config, convert
+from binarize_onnx.verify.arrays import Array
+from binarize_onnx.verify.data import (
+    RANDOM_SAMPLES,
+    SEED,
+    batches,
+    fitting_labels,
+    load_data,
+    only_labels,
+    random_inputs,
+    require_fitting,
+    split_labels,
+)
+from binarize_onnx.verify.exact import ExactCheck
+from binarize_onnx.verify.graphs import caller_inputs, has_our_ops, listed
+from binarize_onnx.verify.layers import TeacherForcing
+from binarize_onnx.verify.outputs import Outputs
+from binarize_onnx.verify.results import Verification
+from binarize_onnx.verify.session import Runner
+
+BATCH = 4  # samples in memory at a time, with every tensor of both models
+
+_log = logging.getLogger(__name__)
+
+
+def verify(
+    reference: io.ModelLike,
+    candidate: io.ModelLike,
+    *,
+    inputs: Mapping[str, Array] | None = None,
+    labels: Array | None = None,
+    samples: int | None = None,
+    batch: int = BATCH,
+) -> Verification:
+    """Compare a candidate with the model that it stands for.
+
+    Args:
+        reference: path, bytes or ModelProto of the original.
+        candidate: the same of the converted model, or of any other with equal inputs and outputs.
+        inputs: arrays by input name; None for seeded random numbers (standard normal; 0 and 1 for integers).
+        labels: class of every sample, to compare accuracies.
+        samples: how many of the inputs to use, or how many random ones to make.
+        batch: samples in memory at a time, where the model leaves the batch size open.
+
+    Raises:
+        ModelError: a model cannot be read or run, the two do not fit each other, or the data does not fit them.
+        UsageError: the model leaves sizes open that only data can fill.
+        RuntimeUnavailable: onnxruntime or our library is missing.
+    """
+    ref, cand = io.read(reference), io.read(candidate)
+    _require_same_interface(ref.model, cand.model)
+    config, notes = _recorded_options(ref, cand)
+    if inputs is None:
+        described = f"random (standard normal, seed {SEED})"
+        inputs = random_inputs(ref.model, samples or RANDOM_SAMPLES, config.input_shapes if config else {})
+    else:
+        described = "given"
+        inputs = {name: values[:samples] if values.ndim else values for name, values in inputs.items()}
+    require_fitting(ref.model, inputs)
+    fed = list(batches(ref.model, inputs, batch))
+    count = fed[-1][1].stop
+    if labels is not None:
+        labels = fitting_labels(labels[:samples] if labels.ndim else labels, count)
+
+    outputs = Outputs(out.name for out in ref.model.graph.output)
+    exact, forced = None, None
+    if config is not None:
+        ideal = convert(reference, replace(config, emit="ideal", allow_unchanged=True)).model
+        exact, forced = ExactCheck(ideal, cand.model), TeacherForcing(ideal, ref.model)
+
+    plain = Runner(ref.model, forced.read_from_reference if forced else [])
+    default = Runner(ref.model, optimise=True)
+    tested = Runner(cand.model, exact.read_from_candidate if exact else [], library=has_our_ops(cand.model))
+    for feed, rows in fed:
+        _log.info("samples %d to %d of %d", rows.start + 1, rows.stop, count)
+        source, result = plain.run(feed), tested.run(feed)
+        outputs.compare(source, result, default.run(feed), rows)
+        if exact is not None:
+            exact.compare(feed, result)
+        if forced is not None:
+            forced.compare(feed, source, rows.start)
+    accuracy = outputs.judge_classes(labels)
+
+    return Verification(
+        inputs=described,
+        samples=count,
+        outputs=outputs.rows,
+        accuracy=accuracy,
+        exact=None if exact is None else exact.found,
+        layers=[] if forced is None else forced.rows,
+        notes=[*notes, *(forced.notes if forced else [])],
+    )
+
+
+def verify_files(
+    reference: Path,
+    candidate: Path,
+    *,
+    data: Path | None = None,
+    labels: Path | None = None,
+    samples: int | None = None,
+) -> Verification:
+    """`verify` on files: samples and labels from .npz or .npy.
+
+    Raises:
+        UsageError: there are labels without samples.
+    """
+    if data is None and labels is not None:
+        raise UsageError("labels belong to samples:", fix="give --data as well.")
+    inputs, truth = (None, None) if data is None else split_labels(load_data(data), io.load(reference))
+    if labels is not None:
+        truth = only_labels(load_data(labels))
+    found = verify(reference, candidate, inputs=inputs, labels=truth, samples=samples)
+    if data is not None:
+        found.inputs = f"from {data.name}"
+    return found
+
+
+def _recorded_options(ref: io.Source, cand: io.Source) -> tuple[Config | None, list[str]]:
+    """The options that the candidate was made from the reference with; None, and why, if it was not."""
+    recorded = {entry.key: entry.value for entry in cand.model.metadata_props}
+    source, options = recorded.get("binarize_onnx.source_sha256"), recorded.get("binarize_onnx.options")
+    if source is None or options is None:
+        return None, ["the candidate is no file of ours: outputs are compared, bits and layers are not"]
+    if source != ref.sha256:
+        return None, [
+            "the candidate was made from another file than the reference "
+            f"(sha256 {source[:12]}…, not {ref.sha256[:12]}…): outputs are compared, bits and layers are not"
+        ]
+    try:
+        return Config.from_json(options), []
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"the candidate's metadata `binarize_onnx.options` cannot be read ({error}).") from None
+
+
+def _require_same_interface(ref: onnx.ModelProto, cand: onnx.ModelProto) -> None:
+    for what, ours, theirs in (
+        ("inputs", set(caller_inputs(ref)), set(caller_inputs(cand))),
+        ("outputs", {o.name for o in ref.graph.output}, {o.name for o in cand.graph.output}),
+    ):
+        if ours != theirs:
+            raise ModelError(
+                f"the models cannot be compared: {what} of the reference are {listed(ours)}, "
+                f"of the candidate {listed(theirs)}."
+            )

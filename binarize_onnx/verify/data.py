@@ -1,0 +1,148 @@
+"""The samples: from a file or random, checked against the model's inputs, in batches."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from binarize_onnx.errors import ModelError, UsageError
+from binarize_onnx.verify.arrays import Array, Arrays
+from binarize_onnx.verify.graphs import caller_inputs, listed
+
+RANDOM_SAMPLES = 8
+SEED = 0
+
+
+def load_data(path: Path) -> Arrays:
+    """The arrays of an .npz file by name, or the one array of an .npy file under the name "".
+
+    Raises:
+        ModelError: the file cannot be read, is neither, or holds Python objects.
+    """
+    try:
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            return {"": stored}
+        with stored:
+            return {name: np.asarray(stored[name]) for name in stored.files}
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, TypeError, AttributeError):
+        raise ModelError(
+            "is no .npz or .npy file of plain arrays, or is cut short.",
+            where=str(path),
+            fix="Write it with numpy.savez(path, **arrays); arrays of Python objects are not read.",
+        ) from None
+    except OSError as error:
+        raise ModelError(f"cannot be read: {error.strerror or error}.", where=str(path)) from None
+
+
+def split_labels(data: Arrays, model: onnx.ModelProto) -> tuple[Arrays, Array | None]:
+    """Inputs and labels of a data file: `labels` is the labels where no input has that name.
+
+    The one array of an .npy file is the input of a model that has only one.
+    """
+    names = list(caller_inputs(model))
+    if set(data) == {""} and len(names) == 1:
+        return {names[0]: data[""]}, None
+    labels = data.get("labels") if "labels" not in names else None
+    return {name: values for name, values in data.items() if name != "labels" or labels is None}, labels
+
+
+def only_labels(data: Arrays) -> Array:
+    """The labels of a file of labels: its `labels`, or its only array."""
+    if "labels" in data or len(data) == 1:
+        return data.get("labels", next(iter(data.values())))
+    raise ModelError(f"the file of labels has {listed(data)}; call the right one `labels`.")
+
+
+def random_inputs(model: onnx.ModelProto, samples: int, fixed: Mapping[str, Sequence[int]]) -> Arrays:
+    """Standard normal numbers, or 0 and 1 where the model takes integers; `samples` of each."""
+    generator = np.random.default_rng(SEED)
+    made: Arrays = {}
+    for name, tensor_type in caller_inputs(model).items():
+        declared = tuple(fixed[name]) if name in fixed else _declared(tensor_type)
+        if declared is None or None in declared[1:]:
+            raise UsageError(f"input `{name}` has sizes that the model leaves open:", fix="give samples with --data.")
+        shape = [samples if d is None or (i == 0 and name in fixed) else d for i, d in enumerate(declared)]
+        dtype = _dtype(name, tensor_type)
+        numbers = generator.standard_normal(shape) if dtype.kind == "f" else generator.integers(0, 2, shape)
+        made[name] = np.asarray(numbers).astype(dtype)
+    return made
+
+
+def require_fitting(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> None:
+    """Refuse data that the model's inputs do not take, in words."""
+    declared = caller_inputs(model)
+    if set(inputs) != set(declared):
+        raise ModelError(
+            f"the data has {listed(inputs)}; the model takes {listed(declared)}.",
+            fix="Name the arrays as the inputs (and `labels`).",
+        )
+    for name, values in inputs.items():
+        dtype, shape = _dtype(name, declared[name]), _declared(declared[name])
+        if values.dtype != dtype:
+            raise ModelError(
+                f"input `{name}` takes {dtype}, the data is {values.dtype}.",
+                fix="Store it as the model wants it, scaled as in training.",
+            )
+        if shape is None:
+            continue
+        fits = len(shape) == values.ndim and all(
+            want is None or want == got for want, got in zip(shape[1:], values.shape[1:], strict=True)
+        )
+        if not fits:
+            wanted = ", ".join("any" if d is None else str(d) for d in shape)
+            raise ModelError(f"input `{name}` takes shape [{wanted}], the data is {list(values.shape)}.")
+
+
+def batches(model: onnx.ModelProto, inputs: Mapping[str, Array], batch: int) -> Iterator[tuple[Arrays, slice]]:
+    """The data, `batch` samples at a time or as many as the model's own batch size says, and which of all they are."""
+    sizes = {values.shape[0] for values in inputs.values() if values.ndim}
+    if len(sizes) != 1 or any(not values.ndim for values in inputs.values()):
+        yield dict(inputs), slice(0, 1)  # inputs that do not count samples together: one run
+        return
+    (count,) = sizes
+    if count == 0:
+        raise ModelError("the data has no samples.")
+    shapes = [_declared(tensor_type) for tensor_type in caller_inputs(model).values()]
+    own = {shape[0] for shape in shapes if shape and shape[0] is not None}
+    if own:
+        batch = min(own)
+    if len(own) > 1 or (own and count % batch):
+        raise ModelError(
+            f"the model's batch size is {' and '.join(map(str, sorted(own)))}, the data has {count} samples.",
+            fix="Give a multiple of it, or a model with an open batch size.",
+        )
+    for start in range(0, count, batch):
+        rows = slice(start, min(start + batch, count))
+        yield {name: values[rows] for name, values in inputs.items()}, rows
+
+
+def fitting_labels(labels: Array, count: int) -> Array:
+    """The class of each of `count` samples; refuse labels that are something else."""
+    flat = labels.reshape(-1)
+    if labels.dtype.kind not in "iu" or flat.size != count:
+        raise ModelError(
+            f"the labels are {labels.dtype} of shape {list(labels.shape)}; {count} samples need {count} class numbers."
+        )
+    return flat
+
+
+def _declared(tensor_type: onnx.TypeProto.Tensor) -> tuple[int | None, ...] | None:
+    """The shape in the model, None for open dimensions; None if even the rank is open."""
+    if not tensor_type.HasField("shape"):
+        return None
+    return tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor_type.shape.dim)
+
+
+def _dtype(name: str, tensor_type: onnx.TypeProto.Tensor) -> np.dtype[Any]:
+    try:
+        return np.dtype(helper.tensor_dtype_to_np_dtype(tensor_type.elem_type))
+    except (KeyError, TypeError):
+        raise ModelError(f"input `{name}` is no tensor of numbers: it cannot be verified.") from None

@@ -1,0 +1,82 @@
+"""What the comparisons ask of an ONNX graph: what a caller gives it, who computes what, who reads what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+from onnx import NodeProto
+
+from binarize_onnx import opset
+
+
+def caller_inputs(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
+    """The inputs that a caller must give, with their types: those that no initializer fills."""
+    filled = {t.name for t in model.graph.initializer}
+    return {i.name: i.type.tensor_type for i in model.graph.input if i.name not in filled}
+
+
+def writers(model: onnx.ModelProto) -> dict[str, NodeProto]:
+    """Every tensor that a node of the main graph computes, and the node, in topological order."""
+    return {name: node for node in model.graph.node if node.op_type != "Constant" for name in node.output if name}
+
+
+def reads(node: NodeProto) -> set[str]:
+    """Every name that a node reads, those of its subgraphs included."""
+    names = {name for name in node.input if name}
+    for attribute in node.attribute:
+        for graph in [attribute.g, *attribute.graphs]:
+            for inner in graph.node:
+                names |= reads(inner)
+    return names
+
+
+def is_standard(node: NodeProto) -> bool:
+    """Whether ONNX itself defines the operator."""
+    return node.domain in ("", "ai.onnx")
+
+
+def is_sign(node: NodeProto) -> bool:
+    """Whether the node is a sign of an ideal graph: `BinarySign`, or `Level`, which counts the thresholds reached."""
+    return node.domain == opset.IDEAL_DOMAIN
+
+
+def has_our_ops(model: onnx.ModelProto) -> bool:
+    """Whether any node is one of ours, so that the kernel library can run it."""
+    return any(function.domain == opset.DOMAIN for function in model.functions) or any(
+        node.domain == opset.DOMAIN for node in model.graph.node
+    )
+
+
+def with_outputs(model: onnx.ModelProto, extra: Iterable[str]) -> onnx.ModelProto:
+    """The model with inner tensors as further outputs; the model itself if it has them all."""
+    present = {out.name for out in model.graph.output}
+    added = [name for name in extra if name not in present]
+    if not added:
+        return model
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    shown.graph.output.extend(onnx.ValueInfoProto(name=name) for name in added)
+    return shown
+
+
+def pruned(model: onnx.ModelProto, wanted: Iterable[str]) -> onnx.ModelProto:
+    """The part of the model that computes the wanted tensors, with those as its outputs."""
+    outputs = list(dict.fromkeys(wanted))
+    needed, kept = set(outputs), []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            needed |= reads(node)
+            kept.append(node)
+    graph = onnx.GraphProto(name=model.graph.name, node=kept[::-1])
+    graph.initializer.extend(t for t in model.graph.initializer if t.name in needed)
+    graph.input.extend(i for i in model.graph.input if i.name in needed)
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    return onnx.ModelProto(
+        ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions, graph=graph
+    )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a message."""
+    return ", ".join(f"`{name}`" for name in sorted(names)) or "none"

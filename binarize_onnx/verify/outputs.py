@@ -1,0 +1,55 @@
+"""Question 1: do the two models agree? Their outputs, and the classes that these stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from binarize_onnx.errors import ModelError
+from binarize_onnx.verify.arrays import Array, Arrays, difference, same_bits
+from binarize_onnx.verify.results import Accuracy, OutputRow
+
+
+class Outputs:
+    """Every output of both models, over all batches.
+
+    Attributes:
+        rows: one an output; their classes are judged when all batches are compared.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.rows = [OutputRow(name) for name in names]
+        self._classes: dict[str, list[Array]] = {}  # per batch, by output: those of source, candidate, drifted source
+
+    def compare(self, source: Arrays, candidate: Arrays, drifted: Arrays, samples: slice) -> None:
+        """One batch, its samples counted from the first of all; drifted: the source at onnxruntime's default level."""
+        for row in self.rows:
+            a, b, c = source[row.name], candidate[row.name], drifted[row.name]
+            if a.shape != b.shape:
+                raise ModelError(f"output `{row.name}` has shape {list(a.shape)}, the candidate's {list(b.shape)}.")
+            batched = a.ndim > 0 and a.shape[0] == samples.stop - samples.start
+            row.shape = (samples.stop, *a.shape[1:]) if batched else a.shape
+            row.max_diff = max(row.max_diff, _largest_difference(a, b))
+            row.drift = max(row.drift, _largest_difference(a, c))
+            row.identical = row.identical and bool(np.all(same_bits(a, b)))
+            if batched and a.ndim == 2 and a.shape[1] > 1 and a.dtype.kind == "f":
+                self._classes.setdefault(row.name, []).append(np.stack([x.argmax(axis=1) for x in (a, b, c)]))
+
+    def judge_classes(self, labels: Array | None) -> Accuracy | None:
+        """Fill in how often the classes agree; the labels are for the first output that has classes."""
+        accuracy = None
+        for row in self.rows:
+            if row.name in self._classes:
+                source, candidate, drifted = np.concatenate(self._classes[row.name], axis=1)
+                row.agreement = float(np.mean(source == candidate))
+                row.drift_agreement = float(np.mean(source == drifted))
+                if labels is not None and accuracy is None:
+                    accuracy = Accuracy(float(np.mean(source == labels)), float(np.mean(candidate == labels)))
+        if labels is not None and accuracy is None:
+            raise ModelError("there are labels, but no output is [samples, classes].", fix="Leave the labels out.")
+        return accuracy
+
+
+def _largest_difference(a: Array, b: Array) -> float:
+    return float(difference(a, b).max(initial=0.0))
