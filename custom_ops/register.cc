@@ -1,4 +1,7 @@
 // The library's entry points: RegisterCustomOps for onnxruntime, and what Python asks through ctypes.
+#include <map>
+#include <mutex>
+
 #include "ops/ops.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -7,18 +10,29 @@ namespace binarize {
 namespace {
 
 OrtCustomOpDomain* make_domain(const OrtApi* api) {
-  static const std::vector<Op>* ops = [] {
-    auto* ops = new std::vector<Op>();  // onnxruntime keeps pointers to them, so they are never freed
-    add_pack_sign(*ops);
-    add_unpack(*ops);
-    add_xnor_conv(*ops);
-    add_xnor_matmul(*ops);
-    add_packed_max_pool(*ops);
-    return ops;
-  }();
+  auto* ops = new std::vector<Op>();  // onnxruntime keeps pointers to them, so they are never freed
+  add_pack_sign(*ops);
+  add_unpack(*ops);
+  add_xnor_conv(*ops);
+  add_xnor_matmul(*ops);
+  add_packed_max_pool(*ops);
   OrtCustomOpDomain* domain = nullptr;
   check(abi::CreateCustomOpDomain(api, "binarize_onnx", &domain));
-  for (const Op& op : *ops) check(abi::CustomOpDomain_Add(api, domain, &op));
+  for (Op& op : *ops) {
+    op.api = api;
+    check(abi::CustomOpDomain_Add(api, domain, &op));
+  }
+  return domain;
+}
+
+// Sessions outlive the options they were made from, so a domain is made once and kept: one for each onnxruntime in the
+// process, since none may see another's objects.
+OrtCustomOpDomain* domain_of(const OrtApi* api) {
+  static std::mutex mutex;
+  static auto& domains = *new std::map<const OrtApi*, OrtCustomOpDomain*>();
+  const std::lock_guard<std::mutex> lock(mutex);
+  OrtCustomOpDomain*& domain = domains[api];
+  if (!domain) domain = make_domain(api);
   return domain;
 }
 
@@ -34,11 +48,8 @@ EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase
     return abi::CreateStatus(first, ORT_FAIL, "binarize_onnx needs onnxruntime >= 1.20");
   }
   return guard(api, "binarize_onnx", [&] {
-    g_inference_api = api;
     isas_or_throw();
-    // Sessions outlive the options they were made from, so the domain is made once and kept.
-    static OrtCustomOpDomain* domain = make_domain(api);
-    check(abi::AddCustomOpDomain(api, options, domain));
+    check(abi::AddCustomOpDomain(api, options, domain_of(api)));
   });
 }
 

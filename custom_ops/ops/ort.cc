@@ -4,8 +4,6 @@
 
 namespace binarize {
 
-const OrtApi* g_inference_api = nullptr;
-
 const char* type_name(OrtElementType type) {
   switch (type) {
     case ORT_FLOAT:

@@ -167,6 +167,7 @@ class Inference {
 
 // One entry of the domain.  onnxruntime calls through the function pointers of OrtCustomOp, which come first.
 struct Op : OrtCustomOp {
+  const OrtApi* api;  // of the onnxruntime it is registered with: OrtShapeInferContext comes without
   const char* name;
   std::vector<OrtElementType> inputs, outputs;
   bool optional_outputs;
@@ -185,8 +186,6 @@ struct KernelInstance {
 
 // The instruction sets kernels may use now; throws where BINARIZE_ONNX_ISA asks for what cannot run.
 IsaMask isas_or_throw();
-
-extern const OrtApi* g_inference_api;  // set at registration: OrtShapeInferContext comes without its api
 
 void set_common_callbacks(Op& op);
 
@@ -214,9 +213,10 @@ Op make_op(std::vector<OrtElementType> inputs, std::vector<OrtElementType> outpu
     });
   };
   op.KernelDestroy = [](void* kernel) { delete static_cast<KernelInstance<Kernel>*>(kernel); };
-  op.InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) {
-    return guard(g_inference_api, std::string("binarize_onnx.") + Kernel::kName, [&] {
-      Inference inference(g_inference_api, context);
+  op.InferOutputShapeFn = [](const OrtCustomOp* op, OrtShapeInferContext* context) {
+    const OrtApi* api = static_cast<const Op*>(op)->api;
+    return guard(api, std::string("binarize_onnx.") + Kernel::kName, [&] {
+      Inference inference(api, context);
       Kernel::infer(inference);
     });
   };

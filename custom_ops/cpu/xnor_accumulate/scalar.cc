@@ -36,15 +36,17 @@ void xnor_accumulate_scalar(const XnorAccumulateArgs& args) {
   }
 }
 
+// Modulo 2^32, as the vector variants: rows and lanes past the last hold anything, and their sums are not used.
 void combine_terms_scalar(const CombineArgs& args) {
   for (int64_t t = 0; t < args.outputs; ++t)
     for (int64_t m = 0; m < args.bases; ++m) {
       int32_t* out = args.combined + (t * args.bases + m) * args.count;
       for (int64_t i = 0; i < args.count; ++i) out[i] = 0;
       for (int64_t p = 0; p < args.planes; ++p) {
-        const int32_t factor = args.combine[t * args.planes + p];
+        const uint32_t factor = static_cast<uint32_t>(args.combine[t * args.planes + p]);
         const int32_t* in = args.acc + (p * args.bases + m) * args.count;
-        for (int64_t i = 0; i < args.count; ++i) out[i] += factor * in[i];
+        for (int64_t i = 0; i < args.count; ++i)
+          out[i] = static_cast<int32_t>(static_cast<uint32_t>(out[i]) + factor * static_cast<uint32_t>(in[i]));
       }
     }
 }

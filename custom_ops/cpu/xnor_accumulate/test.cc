@@ -80,17 +80,18 @@ void run(const Case& c, Random& random) {
 }
 
 void run_combine(int64_t outputs, int64_t planes, int64_t bases, Random& random) {
-  constexpr int64_t kCount = 96;
+  constexpr int64_t kCount = 96;  // any values: past the last row and lane there is nothing but what memory held before
   std::vector<int32_t> acc, combine, expected;
-  for (int64_t i = 0; i < planes * bases * kCount; ++i) acc.push_back(static_cast<int32_t>(random.below(2001) - 1000));
+  for (int64_t i = 0; i < planes * bases * kCount; ++i) acc.push_back(static_cast<int32_t>(random.word()));
   for (int64_t i = 0; i < outputs * planes; ++i) combine.push_back(static_cast<int32_t>(random.below(17) - 8));
   for (int64_t t = 0; t < outputs; ++t)
     for (int64_t m = 0; m < bases; ++m)
       for (int64_t i = 0; i < kCount; ++i) {
-        int32_t sum = 0;
+        uint32_t sum = 0;
         for (int64_t p = 0; p < planes; ++p)
-          sum += combine[static_cast<size_t>(t * planes + p)] * acc[static_cast<size_t>((p * bases + m) * kCount + i)];
-        expected.push_back(sum);
+          sum += static_cast<uint32_t>(combine[static_cast<size_t>(t * planes + p)]) *
+                 static_cast<uint32_t>(acc[static_cast<size_t>((p * bases + m) * kCount + i)]);
+        expected.push_back(static_cast<int32_t>(sum));
       }
   for_each_runnable(kXnorAccumulateKernels, [&](const XnorAccumulateKernel& kernel, const std::string& name) {
     std::vector<int32_t> combined(expected.size());
