@@ -83,7 +83,7 @@ def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     skeleton = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     graph = skeleton.graph
     graph.name = model.graph.name
-    graph.node.extend(model.graph.node)
+    graph.node.extend(node for node in model.graph.node if not _divides_by_zero(node))
     initialised = {t.name for t in model.graph.initializer}
     graph.input.extend(i for i in model.graph.input if i.name not in initialised)
     for tensor in model.graph.initializer:
@@ -96,6 +96,16 @@ def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     graph.output.extend(onnx.ValueInfoProto(name=output.name) for output in model.graph.output)
     return skeleton
+
+
+def _divides_by_zero(node: onnx.NodeProto) -> bool:
+    """Whether a stride or the like is not positive: older onnx divides by it without a look, and dies."""
+    for attribute in node.attribute:
+        if attribute.name in ("strides", "dilations", "kernel_shape", "group"):
+            values = attribute.ints if attribute.type == onnx.AttributeProto.INTS else [attribute.i]
+            if any(value < 1 for value in values):
+                return True
+    return False
 
 
 def _replace_symbols(skeleton: onnx.ModelProto) -> dict[str, int]:
