@@ -156,6 +156,31 @@ def test_sign_of_what_is_never_negative_is_zero_or_one(between: list[onnx.NodePr
     assert [x.zero for x in result.report.signs] == ["proved"]
 
 
+def test_one_session_takes_every_batch_and_image_size() -> None:
+    model = network(
+        [
+            *sign("x", "s"),
+            node("Conv", "s k", "a", "first", pads=[1, 1, 1, 1]),
+            node("MaxPool", "a", "p", kernel_shape=[2, 2], strides=[1, 1]),
+            *sign("p", "t"),
+            node("Conv", "t l", "b", "second", pads=[1, 0, 2, 1], strides=[2, 1]),
+            node("Add", "b b", "y"),
+        ],
+        {"x": ["N", 8, "H", "W"]},
+        {"y": 4},
+        {"k": signs(40, 8, 3, 3), "l": signs(5, 40, 3, 3)},
+    )
+    sizes = [(1, 8, 6, 6), (3, 8, 15, 4), (2, 8, 3, 31), (1, 8, 40, 41)]
+    options = ort.SessionOptions()
+    options.graph_optimization_level = LEVELS[0]
+    session = runtime.InferenceSession(convert(model).model.SerializeToString(), options)
+    for size in sizes:
+        x = RNG.normal(size=size).astype(np.float32)
+        (wanted,) = run(model, {"x": x}, library=False)
+        (got,) = session.run(None, {"x": x})
+        assert got.tobytes() == wanted.tobytes()
+
+
 def test_names_that_collide_with_tensor_names() -> None:
     nodes = [*sign("x", "s"), node("Conv", "s w", "c", "z"), node("Conv", "c real", "z"), node("Clip", "z", "q2", "q")]
     real = RNG.normal(size=(8, 8, 1, 1)).astype(np.float32)
