@@ -12,7 +12,7 @@ import pytest
 from networks import random_network
 from onnx import TensorProto, helper, numpy_helper
 
-from binarize_onnx import Config, convert, inspect, io
+from binarize_onnx import Config, convert, cost, inspect, io
 from binarize_onnx.errors import ModelError, NothingMatched, UsageError
 
 
@@ -152,6 +152,21 @@ def test_save_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_save_replaces_the_file_and_never_writes_into_it(tmp_path: Path) -> None:
+    out, other_name = tmp_path / "out.onnx", tmp_path / "link.onnx"
+    out.write_bytes(b"the old file")
+    other_name.hardlink_to(out)
+    io.save(small_network(), out)
+    assert other_name.read_bytes() == b"the old file"
+    assert out.read_bytes() == small_network().SerializeToString(deterministic=True)
+
+
+def test_operations_are_counted_as_in_the_literature() -> None:
+    # ReActNet-A and MeliusNet-29 as their papers count them, in units of 1e8.
+    assert cost.operations(4_820_000_000, 12_000_000) / 1e8 == pytest.approx(0.87, abs=0.005)
+    assert cost.operations(5_470_000_000, 129_000_000) / 1e8 == pytest.approx(2.14, abs=0.006)
+
+
 def test_float_model_is_exit_4_and_says_what_to_do() -> None:
     source = small_network()
     weights = numpy_helper.from_array(np.random.default_rng(0).normal(size=(40, 40, 3, 3)).astype(np.float32), "w")
@@ -194,16 +209,15 @@ def test_sign_zero_keep_leaves_unproved_signs_float() -> None:
     assert [(s.name, s.zero) for s in report.signs] == [("s", "assumed")]
 
 
-def test_sign_behind_an_odd_sum_is_proved_and_kept_binary() -> None:
+@pytest.mark.parametrize(("terms", "zero", "kept"), [(9, "proved", 2), (8, "assumed", 1)])
+def test_sign_of_a_bare_sum_is_proved_if_it_has_an_odd_number_of_terms(terms: int, zero: str, kept: int) -> None:
     rng = np.random.default_rng(0)
-    first, second = (
-        rng.choice(np.asarray([-1, 1], np.float32), (9, 4)),
-        rng.choice(np.asarray([-1, 1], np.float32), (4, 2)),
-    )
+    first = rng.choice(np.asarray([-1, 1], np.float32), (terms, 4))
+    second = rng.choice(np.asarray([-1, 1], np.float32), (4, 2))
     nodes = [
         helper.make_node("GreaterOrEqual", ["x", "zero"], ["g"]),
         helper.make_node("Where", ["g", "plus", "minus"], ["s"]),
-        helper.make_node("MatMul", ["s", "w1"], ["a"], name="odd"),  # nine terms: never 0
+        helper.make_node("MatMul", ["s", "w1"], ["a"], name="first"),
         helper.make_node("Sign", ["a"], ["t"]),
         helper.make_node("MatMul", ["t", "w2"], ["y"], name="last"),
     ]
@@ -211,14 +225,13 @@ def test_sign_behind_an_odd_sum_is_proved_and_kept_binary() -> None:
     graph = helper.make_graph(
         nodes,
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 9])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", terms])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])],
         [numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    report = inspect(model, Config(sign_zero="keep"))
-    assert [(s.name, s.zero) for s in report.signs] == [("s", "proved"), ("t", "proved")]
-    assert report.summary.binary_layers == 2
+    assert [(s.name, s.zero) for s in inspect(model).signs] == [("s", "proved"), ("t", zero)]
+    assert inspect(model, Config(sign_zero="keep")).summary.binary_layers == kept
 
 
 def test_layers_in_subgraphs_and_functions() -> None:
