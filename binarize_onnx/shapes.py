@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx
+from google.protobuf.message import EncodeError
 
 from binarize_onnx.errors import UsageError
 
@@ -132,7 +133,7 @@ def _dims(value: onnx.ValueInfoProto, numbers: Mapping[str, int] | None = None) 
 def _run(skeleton: onnx.ModelProto) -> tuple[dict[str, Dims], dict[str, int]]:
     try:
         graph = onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+    except (onnx.shape_inference.InferenceError, EncodeError, ValueError, RuntimeError):
         graph = skeleton.graph  # what stays unknown is reported where it matters
     shapes: dict[str, Dims] = {}
     types: dict[str, int] = {}
