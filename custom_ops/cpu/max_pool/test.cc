@@ -54,7 +54,7 @@ void run(int64_t height, int64_t width, int64_t kernel, int64_t stride, int64_t 
 int main() {
   Random random;
   for (int64_t size : {1, 2, 5, 8, 13})
-    for (int64_t kernel : {1, 2, 3})
+    for (int64_t kernel : {1, 2, 3, 6})  // 6: wider than the image
       for (int64_t stride : {1, 2, 3})
         for (int64_t pad : {0, 1, 4})  // 4: windows that lie in the border alone
           for (int64_t dilation : {1, 2}) run(size, size + 2, kernel, stride, pad, dilation, random);

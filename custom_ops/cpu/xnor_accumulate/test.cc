@@ -106,6 +106,13 @@ int main() {
   Random random;
   for (const Case& c : kCases) run(c, random);
   for (int64_t rows = 1; rows <= 21; ++rows) run({"every row count", rows, 3, rows % 2 == 0, -1, 2, false}, random);
+  for (int64_t words = 1; words <= 40; ++words)
+    for (int64_t rows : {2, 9})  // variants may differ for few rows and many
+      for (bool masked : {false, true}) run({"every word count", rows, words, masked, -1, 0, false}, random);
+  // Variants without a popcount count in bytes: the largest counts, on both sides of where a byte may be full.
+  for (int64_t full : {8, 16, 32, 64, 128, 256, 512})
+    for (int64_t words = full - 7; words <= full + 8; ++words)
+      for (int64_t rows : {1, 9}) run({"full bytes", rows, words, false, -1, 0, true}, random);
   run_combine(1, 4, 1, random);
   run_combine(3, 2, 2, random);
   return report("xnor_accumulate");

@@ -26,7 +26,7 @@ struct XnorAccumulateArgs {
   int32_t* acc;               // [rows][acc_stride], 32 of them written
   int64_t acc_stride;
   int64_t rows;
-  int32_t k_words;
+  int32_t k_words;  // at least 1
   int32_t shift;
 };
 

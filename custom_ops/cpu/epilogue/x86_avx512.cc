@@ -107,7 +107,7 @@ __attribute__((always_inline)) inline void run_strip(const EpilogueArgs& args, i
 
 }  // namespace
 
-void epilogue_avx512vpopcntdq(const EpilogueArgs& args) {
+void epilogue_avx512(const EpilogueArgs& args) {
   constexpr int64_t kLong = 7 * kVectorLanes, kShort = 4 * kVectorLanes;
   for (int64_t row = 0; row < args.rows; ++row) {
     int64_t lane = 0;
@@ -117,7 +117,7 @@ void epilogue_avx512vpopcntdq(const EpilogueArgs& args) {
   }
 }
 
-void transpose_avx512vpopcntdq(const TransposeArgs& args) {
+void transpose_avx512(const TransposeArgs& args) {
   for (int64_t row = 0; row < args.rows; row += 16)
     for (int64_t lane = 0; lane < kWordBits; lane += 16) {
       const int32_t* from = args.from + row * kWordBits + lane;

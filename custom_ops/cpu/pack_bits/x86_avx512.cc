@@ -47,30 +47,32 @@ inline __mmask16 bits(const PackBitsArgs& args, int64_t plane, int64_t row, int6
 }
 
 // The common case: float32, one threshold a row, one plane.
-void pack_across_plain(const PackBitsArgs& args) {
-  for (int64_t first = 0; first < args.lanes; first += kVectors * kVectorLanes) {
-    __mmask16 valid[kVectors];
-    __m512i words[kVectors];
-    for (int i = 0; i < kVectors; ++i) {
-      valid[i] = first_lanes(args.lanes - first - i * kVectorLanes);
-      words[i] = _mm512_setzero_si512();
-    }
-    __m512i bit = _mm512_set1_epi32(1);
-    for (int64_t row = 0; row < args.rows; ++row) {
-      const __m512 threshold = _mm512_set1_ps(args.threshold.data[row * args.threshold.row_stride]);
-      const __mmask16 flip = args.flip.data && args.flip.data[row * args.flip.row_stride] ? 0xffff : 0;
-      const float* v = args.v + row * args.v_row_stride + first;
-      for (int i = 0; i < kVectors; ++i)  // rows are pages apart: the processor's own prefetch loses track of them
-        _mm_prefetch(reinterpret_cast<const char*>(v + (kVectors + i) * kVectorLanes), _MM_HINT_T0);
-      for (int i = 0; i < kVectors; ++i) {
-        const __mmask16 ge =
-            _mm512_cmp_ps_mask(_mm512_maskz_loadu_ps(valid[i], v + i * kVectorLanes), threshold, _CMP_GE_OQ);
-        words[i] = _mm512_mask_or_epi32(words[i], static_cast<__mmask16>(ge ^ flip), words[i], bit);
-      }
-      bit = _mm512_slli_epi32(bit, 1);
-    }
-    for (int i = 0; i < kVectors; ++i) _mm512_mask_storeu_epi32(args.q + first + i * kVectorLanes, valid[i], words[i]);
+template <bool masked>
+inline void pack_across_plain(const PackBitsArgs& args, int64_t first) {
+  __mmask16 valid[kVectors];
+  __m512i words[kVectors];
+  for (int i = 0; i < kVectors; ++i) {
+    valid[i] = masked ? first_lanes(args.lanes - first - i * kVectorLanes) : 0xffff;
+    words[i] = _mm512_setzero_si512();
   }
+  __m512i bit = _mm512_set1_epi32(1);
+  uint32_t flips = 0;
+  for (int64_t row = 0; row < args.rows; ++row) {
+    const __m512 threshold = _mm512_set1_ps(args.threshold.data[row * args.threshold.row_stride]);
+    if (args.flip.data && args.flip.data[row * args.flip.row_stride]) flips |= uint32_t{1} << row;
+    const float* v = args.v + row * args.v_row_stride + first;
+    for (int i = 0; i < kVectors; ++i)  // rows are pages apart: the processor's own prefetch loses track of them
+      _mm_prefetch(reinterpret_cast<const char*>(v + (kVectors + i) * kVectorLanes), _MM_HINT_T0);
+    for (int i = 0; i < kVectors; ++i) {
+      const __m512 values =
+          masked ? _mm512_maskz_loadu_ps(valid[i], v + i * kVectorLanes) : _mm512_loadu_ps(v + i * kVectorLanes);
+      words[i] = _mm512_mask_or_epi32(words[i], _mm512_cmp_ps_mask(values, threshold, _CMP_GE_OQ), words[i], bit);
+    }
+    bit = _mm512_slli_epi32(bit, 1);
+  }
+  const __m512i flip = _mm512_set1_epi32(static_cast<int>(flips));
+  for (int i = 0; i < kVectors; ++i)
+    _mm512_mask_storeu_epi32(args.q + first + i * kVectorLanes, valid[i], _mm512_xor_si512(words[i], flip));
 }
 
 // The same along a row, whole words only; thresholds may differ from lane to lane.
@@ -94,9 +96,14 @@ void pack_along_plain(const PackBitsArgs& args, int64_t row, int64_t words) {
 
 }  // namespace
 
-void pack_across_avx512vpopcntdq(const PackBitsArgs& args) {
-  if (args.v && args.planes == 1 && !args.encode && !args.threshold.lane_stride && !args.flip.lane_stride)
-    return pack_across_plain(args);
+void pack_across_avx512(const PackBitsArgs& args) {
+  if (args.v && args.planes == 1 && !args.encode && !args.threshold.lane_stride && !args.flip.lane_stride) {
+    constexpr int64_t kLanes = kVectors * kVectorLanes;
+    int64_t lane = 0;
+    for (; lane + kLanes <= args.lanes; lane += kLanes) pack_across_plain<false>(args, lane);
+    if (lane < args.lanes) pack_across_plain<true>(args, lane);
+    return;
+  }
   for (int64_t plane = 0; plane < args.planes; ++plane)
     for (int64_t lane = 0; lane < args.lanes; lane += kVectorLanes) {
       const __mmask16 valid = first_lanes(args.lanes - lane);
@@ -109,7 +116,7 @@ void pack_across_avx512vpopcntdq(const PackBitsArgs& args) {
     }
 }
 
-void pack_along_avx512vpopcntdq(const PackBitsArgs& args) {
+void pack_along_avx512(const PackBitsArgs& args) {
   const bool plain = args.v && args.planes == 1 && !args.encode && !args.flip.lane_stride;
   const int64_t whole_words = plain ? args.lanes / kWordBits : 0;
   for (int64_t row = 0; row < args.rows; ++row) {
@@ -127,7 +134,7 @@ void pack_along_avx512vpopcntdq(const PackBitsArgs& args) {
   }
 }
 
-void pack_accumulators_avx512vpopcntdq(const PackAccumulatorsArgs& args) {
+void pack_accumulators_avx512(const PackAccumulatorsArgs& args) {
   const __m512i low = _mm512_loadu_si512(args.threshold), high = _mm512_loadu_si512(args.threshold + 16);
   for (int64_t row = 0; row < args.rows; ++row) {
     const int32_t* acc = args.acc + row * kWordBits;
