@@ -9,31 +9,37 @@
 namespace binarize {
 namespace {
 
-OrtCustomOpDomain* make_domain(const OrtApi* api) {
-  auto* ops = new std::vector<Op>();  // onnxruntime keeps pointers to them, so they are never freed
-  add_pack_sign(*ops);
-  add_unpack(*ops);
-  add_xnor_conv(*ops);
-  add_xnor_matmul(*ops);
-  add_packed_max_pool(*ops);
-  OrtCustomOpDomain* domain = nullptr;
-  check(abi::CreateCustomOpDomain(api, "binarize_onnx", &domain));
-  for (Op& op : *ops) {
+struct Domain {
+  std::vector<Op> ops;  // onnxruntime keeps pointers to them
+  OrtCustomOpDomain* handle = nullptr;
+};
+
+void make_domain(const OrtApi* api, Domain& domain) {
+  std::vector<Op>& ops = domain.ops;
+  ops.clear();
+  add_pack_sign(ops);
+  add_unpack(ops);
+  add_xnor_conv(ops);
+  add_xnor_matmul(ops);
+  add_packed_max_pool(ops);
+  OrtCustomOpDomain* handle = nullptr;
+  check(abi::CreateCustomOpDomain(api, "binarize_onnx", &handle));
+  for (Op& op : ops) {
     op.api = api;
-    check(abi::CustomOpDomain_Add(api, domain, &op));
+    check(abi::CustomOpDomain_Add(api, handle, &op));
   }
-  return domain;
+  domain.handle = handle;
 }
 
-// Sessions outlive the options they were made from, so a domain is made once and kept: one for each onnxruntime in the
-// process, since none may see another's objects.
+// Sessions outlive the options they were made from, so a domain is made once and kept for good: one for each
+// onnxruntime in the process, since none may see another's objects.
 OrtCustomOpDomain* domain_of(const OrtApi* api) {
   static std::mutex mutex;
-  static auto& domains = *new std::map<const OrtApi*, OrtCustomOpDomain*>();
+  static auto& domains = *new std::map<const OrtApi*, Domain>();
   const std::lock_guard<std::mutex> lock(mutex);
-  OrtCustomOpDomain*& domain = domains[api];
-  if (!domain) domain = make_domain(api);
-  return domain;
+  Domain& domain = domains[api];
+  if (!domain.handle) make_domain(api, domain);
+  return domain.handle;
 }
 
 }  // namespace
@@ -47,7 +53,7 @@ EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase
     const OrtApi* first = base->GetApi(1);
     return abi::CreateStatus(first, ORT_FAIL, "binarize_onnx needs onnxruntime >= 1.20");
   }
-  return guard(api, "binarize_onnx", [&] {
+  return guard(api, Where{}, [&] {
     isas_or_throw();
     check(abi::AddCustomOpDomain(api, options, domain_of(api)));
   });

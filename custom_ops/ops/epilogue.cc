@@ -81,9 +81,10 @@ EpilogueShapes check_epilogue(const Shape* shapes, const Shape& out, int64_t cha
   const Shape& combine = shapes[kCombine];
   int64_t terms = kUnknown;
   if (combine.known_rank()) {
-    if (combine.rank != 2 || combine.dim[0] == 0 || (planes >= 0 && combine.dim[1] >= 0 && combine.dim[1] != planes))
-      fail("input combine has shape ", to_string(combine), ", expected [terms, ", planes,
-           "]: a column for each plane of the input");
+    if (combine.rank != 2 || combine.dim[0] == 0 || combine.dim[1] == 0 ||
+        (planes >= 0 && combine.dim[1] >= 0 && combine.dim[1] != planes))
+      fail("input combine has shape ", to_string(combine), ", expected [terms, ",
+           planes < 0 ? "planes" : std::to_string(planes), "]: a column for each plane of the input");
     terms = combine.dim[0];
   }
   if (terms >= 0 && bases >= 0) found.terms = checked_product(terms, bases, "scale's terms");

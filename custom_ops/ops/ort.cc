@@ -28,6 +28,9 @@ Shape shape_of(const OrtApi* api, const OrtTensorTypeAndShapeInfo* info, const c
   Shape shape;
   shape.rank = static_cast<int>(rank);
   check(abi::GetDimensions(api, info, shape.dim, rank));
+  for (int i = 0; i < shape.rank; ++i)  // a graph may state anything, and sums of sizes must not overflow
+    if (shape.dim[i] > kMaxElements)
+      fail("input ", name, " has shape ", to_string(shape), ", at most 2^31 - 1 is supported as a dimension");
   return shape;
 }
 

@@ -23,9 +23,22 @@ inline void check(OrtStatus* status) {
   if (status) throw StatusException{status};
 }
 
-// Runs `body`; whatever it throws becomes a status: no exception crosses the C boundary.  `where` names op and node.
+// What an error message begins with.  Made from a literal it allocates nothing, so it can be made outside of guard.
+struct Where {
+  const char* op = nullptr;
+  std::string node;
+
+  std::string text() const {
+    std::string out = "binarize_onnx";
+    if (op) out += std::string(".") + op;
+    if (!node.empty()) out += " (node '" + node + "')";
+    return out;
+  }
+};
+
+// Runs `body`; whatever it throws becomes a status: no exception crosses the C boundary.
 template <class Body>
-OrtStatus* guard(const OrtApi* api, const std::string& where, Body&& body) noexcept {
+OrtStatus* guard(const OrtApi* api, const Where& where, Body&& body) noexcept {
   try {
     body();
     return nullptr;
@@ -35,7 +48,7 @@ OrtStatus* guard(const OrtApi* api, const std::string& where, Body&& body) noexc
     return abi::CreateStatus(api, ORT_FAIL, "binarize_onnx: out of memory");
   } catch (const std::exception& error) {
     try {
-      return abi::CreateStatus(api, ORT_INVALID_ARGUMENT, (where + ": " + error.what()).c_str());
+      return abi::CreateStatus(api, ORT_INVALID_ARGUMENT, (where.text() + ": " + error.what()).c_str());
     } catch (...) {
       return abi::CreateStatus(api, ORT_FAIL, "binarize_onnx: out of memory");
     }
@@ -177,10 +190,10 @@ struct Op : OrtCustomOp {
 // static void infer(Inference&); static constexpr const char* kName.
 template <class Kernel>
 struct KernelInstance {
-  KernelInstance(const OrtApi* api, const OrtKernelInfo* info, IsaMask isas, std::string where)
-      : api(api), where(std::move(where)), kernel(api, info, isas) {}
+  KernelInstance(const OrtApi* api, const OrtKernelInfo* info, IsaMask isas, const Where& where)
+      : api(api), where(where), kernel(api, info, isas) {}
   const OrtApi* api;
-  std::string where;
+  Where where;
   Kernel kernel;
 };
 
@@ -198,10 +211,9 @@ Op make_op(std::vector<OrtElementType> inputs, std::vector<OrtElementType> outpu
   op.optional_outputs = optional_outputs;
   set_common_callbacks(op);
   op.CreateKernelV2 = [](const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
-    std::string where = std::string("binarize_onnx.") + Kernel::kName;
+    Where where{Kernel::kName, {}};
     return guard(api, where, [&] {
-      const std::string node = node_name(api, info);
-      if (!node.empty()) where += " (node '" + node + "')";
+      where.node = node_name(api, info);
       *kernel = new KernelInstance<Kernel>(api, info, isas_or_throw(), where);
     });
   };
@@ -215,7 +227,7 @@ Op make_op(std::vector<OrtElementType> inputs, std::vector<OrtElementType> outpu
   op.KernelDestroy = [](void* kernel) { delete static_cast<KernelInstance<Kernel>*>(kernel); };
   op.InferOutputShapeFn = [](const OrtCustomOp* op, OrtShapeInferContext* context) {
     const OrtApi* api = static_cast<const Op*>(op)->api;
-    return guard(api, std::string("binarize_onnx.") + Kernel::kName, [&] {
+    return guard(api, Where{Kernel::kName, {}}, [&] {
       Inference inference(api, context);
       Kernel::infer(inference);
     });

@@ -46,10 +46,10 @@ class PackSign {
 
   static void infer(Inference& inference) {
     const int64_t axis = read_axis(inference.attributes());
-    Shape shapes[kInputs];
-    for (size_t i = 0; i < kInputs; ++i) shapes[i] = inference.input(i).shape;
     SymbolicShape out = inference.input(kX);
     if (!out.shape.known_rank()) return;
+    Shape shapes[kInputs] = {out.shape};
+    for (size_t i = kThreshold; i < kInputs; ++i) shapes[i] = inference.input(i).shape;
     out.shape = packed_shape(shapes, axis);
     out.symbol[axis] = "";
     inference.output(0, ORT_UINT32, out);

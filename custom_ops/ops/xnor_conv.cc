@@ -153,11 +153,8 @@ struct BorderClasses {
     for (int64_t i = 0; i < shapes.y.dim[2 + axis]; ++i) {
       const int64_t pad_left = attributes.pads[axis] - i * attributes.strides[axis];
       const TapRange range{taps_before(pad_left), taps_before(pad_left + size)};
-      size_t at = of_position.empty() ? 0 : static_cast<size_t>(of_position.back());
-      if (ranges.empty() || !(ranges[at] == range))
-        at = static_cast<size_t>(std::find(ranges.begin(), ranges.end(), range) - ranges.begin());
-      if (at == ranges.size()) ranges.push_back(range);
-      of_position.push_back(static_cast<int32_t>(at));
+      if (ranges.empty() || !(ranges.back() == range)) ranges.push_back(range);  // both ends only fall: none returns
+      of_position.push_back(static_cast<int32_t>(ranges.size()) - 1);
     }
   }
 };

@@ -42,8 +42,12 @@ MatMulShapes check_matmul(const MatMulAttributes& attributes, const Shape* shape
   for (size_t i : {kA, kB})
     if (shapes[i].known_rank() && (shapes[i].rank < 2 || shapes[i].rank > kMaxRank))
       fail("input ", kInputNames[i], " has shape ", to_string(shapes[i]), ", expected a rank from 2 to ", kMaxRank);
+  for (size_t i : {kA, kB})
+    for (int d = 0; d < shapes[i].rank; ++d)
+      if (shapes[i].dim[d] == 0)
+        fail("input ", kInputNames[i], " has shape ", to_string(shapes[i]), ", expected no empty dimension");
   if (a.known_rank()) {
-    if (a.back() >= 0 && (a.back() == 0 || a.back() % words))
+    if (a.back() >= 0 && a.back() % words)
       fail("input A has ", a.back(), " words on its last axis, expected a multiple of ", words, " for k ",
            attributes.k);
     if (a.back() >= 0) out.planes = a.back() / words;
@@ -58,7 +62,7 @@ MatMulShapes check_matmul(const MatMulAttributes& attributes, const Shape* shape
     if (b.back(2) >= 0 && b.back(2) != words)
       fail("input B has ", b.back(2), " words on its last axis but one, expected ", words, " for k ", attributes.k);
     if (b.back() >= 0 && out.columns > 0) {
-      if (b.back() == 0 || b.back() % out.columns)
+      if (b.back() % out.columns)
         fail("input B has ", b.back(), " columns, expected a multiple of the ", out.columns, " columns of input scale");
       out.bases = b.back() / out.columns;
     }
@@ -74,8 +78,6 @@ MatMulShapes check_matmul(const MatMulAttributes& attributes, const Shape* shape
     out.y = broadcast_dims(a, a.rank - 2, b, b.rank - 2, "the batch dimensions of inputs A and B,");
     out.y.dim[out.y.rank++] = a.back(2);
     out.y.dim[out.y.rank++] = out.columns;
-    for (int i = 0; i < out.y.rank; ++i)
-      if (out.y.dim[i] == 0) fail("output Y would have shape ", to_string(out.y), ", expected no empty dimension");
   }
   const EpilogueShapes epilogue =
       check_epilogue(shapes, out.y, out.columns, Layout::channels_last, out.planes, out.bases);
