@@ -11,8 +11,6 @@ ratio is the median of the ratios of the rounds, and its spread their interquart
 from __future__ import annotations
 
 import json
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,6 +22,9 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from binarize_onnx import convert, runtime
+from binarize_onnx.bench import ratios, summary, time_in_turns
+
+SHORTEST = 4e-3  # seconds of one measurement: faster layers are repeated
 
 
 @dataclass(frozen=True)
@@ -121,24 +122,9 @@ def measure(layer: Conv | MatMul, threads: int, rounds: int) -> Timing:
     source, x = model(layer, False, rng)
     binary_source, _ = model(layer, True, rng)
     calls = [runner(source, x, threads), runner(convert(binary_source).model, x, threads)]
-    repeats = []
-    for call in calls:
-        for _ in range(5):
-            call()
-        start = time.perf_counter()
-        call()
-        repeats.append(max(1, round(4e-3 / (time.perf_counter() - start))))
-    times: list[list[float]] = [[], []]
-    for _ in range(rounds):
-        for index, call in enumerate(calls):
-            call()
-            start = time.perf_counter()
-            for _ in range(repeats[index]):
-                call()
-            times[index].append((time.perf_counter() - start) / repeats[index] * 1e6)
-    ratios = [a / b for a, b in zip(*times, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return Timing(layer.name, statistics.median(times[0]), statistics.median(times[1]), middle, low, high)
+    times = time_in_turns(calls, seconds=0.0, fewest=rounds, shortest=SHORTEST)
+    medians, speedup = [summary(taken).median for taken in times], ratios(times[0], times[1])
+    return Timing(layer.name, medians[0], medians[1], speedup.median, speedup.lower, speedup.upper)
 
 
 @click.command(help=__doc__)

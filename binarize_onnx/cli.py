@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import signal
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from decimal import Decimal
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,11 +18,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from binarize_onnx.errors import BinarizeError, ModelError, UsageError
+from binarize_onnx.report import printable
 
 if TYPE_CHECKING:  # the packages behind these take longer to import than --help may take
     from binarize_onnx.pipeline import Config
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+INTERRUPTED = 130  # what shells say of Ctrl-C: 128 + SIGINT
+
+SCHEMA = 1  # of everything printed as JSON: keys are added under one number, and change or go only under the next
+
+BYTES = {"": 1, "b": 1} | {
+    prefix + unit: base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for unit, base in (("b", 1000), ("ib", 1024))
+}
 
 
 class Cli(click.Group):
@@ -29,8 +44,21 @@ class Cli(click.Group):
         try:
             return super().invoke(ctx)
         except BinarizeError as error:
-            click.echo("error: " + " ".join(str(error).split()), err=True)
+            click.echo(printable("error: " + " ".join(str(error).split())), err=True)
             ctx.exit(error.exit_code)
+        except (MemoryError, RecursionError) as error:
+            lacking = "memory" if isinstance(error, MemoryError) else "room to recurse: it is nested too deeply"
+            click.echo(f"error: there is not enough {lacking}; nothing was written.", err=True)
+            ctx.exit(ModelError.exit_code)
+        except KeyboardInterrupt:  # every file in the making is gone by now
+            click.echo("error: interrupted; nothing was written.", err=True)
+            ctx.exit(INTERRUPTED)
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run in a process of our own: being asked to end unwinds as Ctrl-C does, and leaves no unfinished file."""
+        with suppress(ValueError):  # not the main thread: then the process is not ours
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        return super().main(*args, **extra)
 
 
 def installed_version() -> str:
@@ -58,6 +86,23 @@ def input_shape(value: str) -> tuple[str, tuple[int, ...]]:
     return name, tuple(int(number) for number in numbers.split(","))
 
 
+def share(value: str) -> float:
+    """`0.6` or `60%`; a number above 1 without a sign is neither."""
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)(%?)", value)
+    number = Decimal(found[1]) / (100 if found[2] else 1) if found else None
+    if number is None or number > 1:
+        raise click.BadParameter(f"{value!r} is no share: write 60% or 0.6, for instance")
+    return float(number)
+
+
+def size(value: str) -> int:
+    """Bytes: `500000`, `500kB`, `1.5MB`, `2MiB`."""
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)([a-z]*)", value, re.IGNORECASE)
+    if not found or found[2].lower() not in BYTES:
+        raise click.BadParameter(f"{value!r} is no size: write 500kB, 1.5MB or 2MiB, for instance")
+    return int(Decimal(found[1]) * BYTES[found[2].lower()])
+
+
 MODEL = click.Path(path_type=Path)  # files that are missing are bad models, exit 3, which io reports
 
 
@@ -67,6 +112,24 @@ def reporting(command: Command) -> Command:
     command = click.option("--log-level", type=levels, default="warning", show_default=True, help="On stderr.")(command)
     command = click.option("--report", type=MODEL, metavar="FILE", help="Write the JSON of --json to a file.")(command)
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")(command)
+
+
+def summarising(command: Command) -> Command:
+    """Options of the commands that are steps of a CI job."""
+    return click.option(
+        "--markdown",
+        "as_markdown",
+        is_flag=True,
+        help="Print Markdown instead of text, to be appended to a job summary.",
+    )(command)
+
+
+def gating(command: Command) -> Command:
+    """Options of the commands that have gates."""
+    command = click.option(
+        "--junit", type=MODEL, metavar="FILE", help="Write gates and layers as test cases, in JUnit XML."
+    )(command)
+    return summarising(command)
 
 
 def choosing(command: Command) -> Command:
@@ -117,6 +180,8 @@ def main() -> None:
       binarize-onnx inspect net.onnx                  what can be converted, and why the rest cannot
       binarize-onnx convert net.onnx net.bin.onnx     convert it
       binarize-onnx verify  net.onnx net.bin.onnx     compare the two
+      binarize-onnx bench   net.onnx net.bin.onnx     time the two, layer by layer
+      binarize-onnx doctor  net.bin.onnx              whether it runs right and fast on this machine
       binarize-onnx demo                              all of this on a small network in the package
 
     A converted file runs in any onnxruntime from 1.20 on, and fast in a session of binarize_onnx.InferenceSession.
@@ -129,23 +194,29 @@ def main() -> None:
 @main.command(short_help="What can be converted, and why the rest cannot.")
 @click.argument("model", metavar="IN", type=MODEL)
 @choosing
+@summarising
 @reporting
-def inspect(model: Path, as_json: bool, report: Path | None, log_level: str, **choices: Any) -> None:
+def inspect(model: Path, as_json: bool, as_markdown: bool, report: Path | None, log_level: str, **choices: Any) -> None:
     """Say what convert would do with every layer of IN, and why.
 
-    Each convolution and matrix product is listed as binary or float with the reason, its multiply-accumulates, and
-    the totals before and after. Nothing is converted; a model without binary layers is no error here.
+    Each convolution and matrix product is listed as binary or float with the reason and its code, its
+    multiply-accumulates, and the totals before and after. Nothing is converted; a model without binary layers is no
+    error here.
 
     \b
     Example:
       binarize-onnx inspect net.onnx --json > layers.json
     """
-    from binarize_onnx import pipeline
+    from binarize_onnx import pipeline, summary
 
     _log_to_stderr(log_level)
+    _one_of(as_json, as_markdown)
     found = pipeline.inspect(str(model), _config(**choices))
-    with _writing(report, found.to_json()):
-        _print(found.to_json() if as_json else found.table())
+    printed = _json(found.to_json())
+    with _writing({report: _line(printed)}):
+        if as_markdown:
+            printed = summary.markdown(f"inspect {model.name}", [], found.totals(), found.rows())
+        click.echo(printed if as_json or as_markdown else found.table())
 
 
 @main.command(short_help="Convert what is binary already, exactly.")
@@ -161,16 +232,33 @@ def inspect(model: Path, as_json: bool, report: Path | None, log_level: str, **c
 )
 @click.option("--allow-unchanged", is_flag=True, help="If no layer is binary, write IN as it is and exit with 0.")
 @click.option("--use-external-data-format", is_flag=True, help="Store large tensors in a file beside OUT.")
-@click.option("--dry-run", is_flag=True, help="Report, but write no file at all.")
+@click.option("--dry-run", is_flag=True, help="Report and check the gates, but write no file at all.")
+@click.option(
+    "--min-binary-macs",
+    type=share,
+    metavar="SHARE",
+    help="Gate: the share of the multiply-accumulates that is binary, as 60% or 0.6; layers of unknown size left out.",
+)
+@click.option(
+    "--max-size",
+    type=size,
+    metavar="SIZE",
+    help="Gate: the size of the converted model, as 500kB, 1.5MB, 2MiB or a number of bytes; external data counts.",
+)
+@gating
 @reporting
 def convert(
     model: Path,
     out: Path,
     as_json: bool,
+    as_markdown: bool,
     report: Path | None,
+    junit: Path | None,
     log_level: str,
     use_external_data_format: bool,
     dry_run: bool,
+    min_binary_macs: float | None,
+    max_size: int | None,
     **choices: Any,
 ) -> None:
     """Convert the layers of IN that are binary already, exactly, and write OUT.
@@ -181,19 +269,29 @@ def convert(
 
     OUT appears whole or not at all, and is the same, byte for byte, for the same IN, options and version.
 
+    If a gate (--min-binary-macs, --max-size) fails, OUT is not written, reports are, and the exit code is 1.
+
     \b
     Example:
       binarize-onnx convert net.onnx net.bin.onnx --nodes-to-exclude 'stem/.*' --report report.json
     """
-    from binarize_onnx import io, pipeline
+    from binarize_onnx import gates, io, pipeline, summary
 
     _log_to_stderr(log_level)
+    _one_of(as_json, as_markdown)
+    _different(out, report, junit)
     result = pipeline.convert(str(model), _config(**choices))
-    found = result.report.to_json()
-    with _writing(None if dry_run else report, found):
-        if not dry_run:
+    found = result.report
+    checked = found.gates(min_binary_macs=min_binary_macs, max_size=max_size)
+    title, printed = f"convert {model.name}", _json({**found.to_json(), "gates": [gate.to_json() for gate in checked]})
+    files = {report: _line(printed), junit: summary.junit(title, checked, summary.of_layers(found))}
+    with _writing({} if dry_run else files):
+        if not dry_run and all(gate.passed for gate in checked):
             io.save(result.model, out, external_data=use_external_data_format)
-    _print(found if as_json else result.report.table())
+    if as_markdown:
+        printed = summary.markdown(title, checked, found.totals(), found.rows())
+    click.echo(printed if as_json or as_markdown else found.table())
+    gates.require(checked)
 
 
 @main.command(short_help="Compare a converted model with its source.")
@@ -206,10 +304,18 @@ def convert(
 @click.option(
     "--samples", type=click.IntRange(min=1), help="Use the first N samples, or N random ones.  [default: all, or 8]"
 )
-@click.option("--max-diff", type=click.FloatRange(min=0), help="Largest absolute difference of any output.")
-@click.option("--max-sign-flips", type=click.IntRange(min=0), help="Signs that may differ, over all samples.")
-@click.option("--min-agreement", type=click.FloatRange(0, 1), help="Share of samples that keep their class, 0 to 1.")
-@click.option("--max-metric-drop", type=float, help="Accuracy that may be lost, in percentage points; needs labels.")
+@click.option("--max-diff", type=click.FloatRange(min=0), help="Gate: largest absolute difference of any output.")
+@click.option("--max-sign-flips", type=click.IntRange(min=0), help="Gate: signs that may differ, over all samples.")
+@click.option(
+    "--min-agreement",
+    type=share,
+    metavar="SHARE",
+    help="Gate: the share of the samples that keep their class, as 99% or 0.99.",
+)
+@click.option(
+    "--max-metric-drop", type=float, help="Gate: accuracy that may be lost, in percentage points; needs labels."
+)
+@gating
 @reporting
 def verify(
     reference: Path,
@@ -218,9 +324,11 @@ def verify(
     labels: Path | None,
     samples: int | None,
     as_json: bool,
+    as_markdown: bool,
     report: Path | None,
+    junit: Path | None,
     log_level: str,
-    **gates: Any,
+    **limits: Any,
 ) -> None:
     """Compare CAND with the model REF that it was made from; exit 1 if they are not what they should be.
 
@@ -233,23 +341,133 @@ def verify(
     - every layer, fed with REF's own tensors, must stay within the rounding of float32. A sign may differ only where
       REF is that close to the threshold; signs for which REF has 0 are counted apart.
 
-    The options --max-diff to --max-metric-drop set further gates.
+    The options --max-diff to --max-metric-drop set further gates. Where an output is NaN, every gate on outputs fails.
 
     \b
     Example:
       binarize-onnx verify net.onnx net.bin.onnx --data test.npz --max-metric-drop 0
     """
+    from binarize_onnx import gates, summary
     from binarize_onnx.verify import Gates, verify_files
 
     _log_to_stderr(log_level)
-    demanded = Gates(**gates)
+    _one_of(as_json, as_markdown)
+    _different(report, junit)
+    demanded = Gates(**limits)
     if demanded.max_metric_drop is not None and data is None:
         raise UsageError("--max-metric-drop needs samples with labels:", fix="give --data, and --labels.")
     found = verify_files(reference, candidate, data=data, labels=labels, samples=samples)
-    result = {**found.to_json(), "failures": found.failures(demanded)}
-    with _writing(report, result):
-        _print(result if as_json else found.table())
-    found.require(demanded)
+    checked = found.gates(demanded)
+    title = f"verify {candidate.name}"
+    printed = _json({**found.to_json(), "gates": [gate.to_json() for gate in checked]})
+    with _writing({report: _line(printed), junit: summary.junit(title, checked, summary.of_tensors(found))}):
+        if as_markdown:
+            printed = summary.markdown(title, checked, found.overview(), found.rows())
+        click.echo(printed if as_json or as_markdown else found.table())
+    gates.require(checked)
+
+
+@main.command(short_help="Time models side by side, layer by layer.")
+@click.argument("models", metavar="MODEL...", type=MODEL, nargs=-1, required=True)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of each model's session.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True, max=3600),
+    default=5,
+    show_default=True,
+    help="Of timing, all models together. Slow models take longer: each has at least 4 rounds.",
+)
+@click.option("--batch", type=click.IntRange(min=1), help="Samples in a run, where the models leave that open.")
+@click.option(
+    "--input-shape",
+    "input_shapes",
+    type=input_shape,
+    metavar="NAME:1,3,224,224",
+    multiple=True,
+    help="The shape of an input that the models leave open. May be repeated.",
+)
+@click.option(
+    "--data", type=MODEL, metavar="FILE.npz", help="Inputs: arrays named as the inputs.  [default: random numbers]"
+)
+@click.option("--no-bodies", is_flag=True, help="Do not time converted files without the kernels.")
+@click.option("--no-layers", is_flag=True, help="Do not profile: end-to-end times only.")
+@click.option(
+    "--min-speedup",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="TIMES",
+    help="Gate: how many times faster than the first model every other must be, by the median over the rounds.",
+)
+@gating
+@reporting
+def bench(
+    models: tuple[Path, ...],
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    no_bodies: bool,
+    no_layers: bool,
+    min_speedup: float | None,
+    as_json: bool,
+    as_markdown: bool,
+    report: Path | None,
+    junit: Path | None,
+    log_level: str,
+    **choices: Any,
+) -> None:
+    """Time each MODEL on the same inputs, in turns, and compare it with the first.
+
+    Converted files run with the kernels, and once more by their function bodies, as they would without our library. A
+    single converted file is compared with that. All models must have the same inputs and outputs.
+
+    Then onnxruntime's profiler says where the time goes: for each layer, with what belongs to it (normalization,
+    activation, packing), in the first model and in each other. A binary layer that is slower than it was in the first
+    model is named, with the option of convert that leaves it float.
+
+    \b
+    Example:
+      binarize-onnx bench net.onnx net.bin.onnx --min-speedup 2
+    """
+    from binarize_onnx import gates, summary
+    from binarize_onnx.bench import benchmark
+
+    _log_to_stderr(log_level)
+    _one_of(as_json, as_markdown)
+    _different(report, junit)
+    found = benchmark(models, input_shapes=dict(input_shapes), bodies=not no_bodies, profiled=not no_layers, **choices)
+    checked = found.gates(min_speedup=min_speedup)
+    title = f"bench {' '.join(path.name for path in models)}"
+    printed = _json({**found.to_json(), "gates": [gate.to_json() for gate in checked]})
+    with _writing({report: _line(printed), junit: summary.junit(title, checked, summary.of_layer_times(found))}):
+        if as_markdown:
+            overview = [*found.conditions(), *found.remarks()]
+            printed = summary.markdown(title, checked, overview, found.cells(), *(t.cells() for t in found.layers))
+        click.echo(printed if as_json or as_markdown else found.table())
+    gates.require(checked)
+
+
+@main.command(short_help="Whether inference will be right and fast on this machine.")
+@click.argument("model", metavar="[MODEL]", type=MODEL, required=False)
+@reporting
+def doctor(model: Path | None, as_json: bool, report: Path | None, log_level: str) -> None:
+    """Say whether converted files, or MODEL, run right and fast on this machine, and if not, why.
+
+    Looks at onnxruntime, the kernel library and its instruction sets, and runs every op on small difficult models with
+    each instruction set and without the library: the results must be the bits of integer arithmetic. Of MODEL it says
+    what it needs, whether that is here, and whether it loads with and without the library.
+
+    A file that runs slowly here is a warning. Exit codes: 1 an op computes something wrong; 3 MODEL cannot be read or
+    does not run here; 5 onnxruntime or the library is missing or cannot be used.
+
+    \b
+    Example:
+      binarize-onnx doctor net.bin.onnx
+    """
+    from binarize_onnx.doctor import examine
+
+    _log_to_stderr(log_level)
+    found = examine(model)
+    printed = _json(found.to_json())
+    with _writing({report: _line(printed)}):
+        click.echo(printed if as_json else found.text())
+    found.require()
 
 
 @main.command(short_help="Convert, verify and time the network in the package.")
@@ -268,8 +486,9 @@ def demo(out: Path | None, as_json: bool, report: Path | None, log_level: str) -
 
     _log_to_stderr(log_level)
     found = demonstration.run(out)
-    with _writing(report, found.to_json()):
-        _print(found.to_json() if as_json else found.text())
+    printed = _json(found.to_json())
+    with _writing({report: _line(printed)}):
+        click.echo(printed if as_json else found.text())
     found.verification.require()
 
 
@@ -284,21 +503,46 @@ def _log_to_stderr(level: str) -> None:
     logging.getLogger("binarize_onnx").setLevel(level.upper())
 
 
-def _print(found: Any) -> None:
-    click.echo(found if isinstance(found, str) else json.dumps(found, indent=2, allow_nan=False))
+def _json(found: dict[str, Any]) -> str:
+    return json.dumps({"schema": SCHEMA, **found}, indent=2, allow_nan=False)
+
+
+def _line(text: str) -> bytes:
+    return f"{text}\n".encode()
+
+
+def _one_of(as_json: bool, as_markdown: bool) -> None:
+    if as_json and as_markdown:
+        raise UsageError(
+            "--json and --markdown exclude each other:", fix="--report FILE writes the JSON beside either."
+        )
+
+
+def _different(*files: Path | None) -> None:
+    """Refuse to write two things into one file."""
+    named = [os.path.realpath(path) for path in files if path is not None]
+    for path in named:
+        if named.count(path) > 1:
+            raise UsageError(f"{path} would be written twice:", fix="name a file for each output.")
 
 
 @contextmanager
-def _writing(path: Path | None, found: dict[str, Any]) -> Iterator[None]:
-    """Write the JSON file, if one is asked for, when the block ends well; a bad path is found before the block."""
-    if path is None:
+def _writing(files: dict[Path | None, bytes]) -> Iterator[None]:
+    """Write the files that are asked for when the block ends well; a bad path is found before the block."""
+    with ExitStack() as stack:
+        for path, content in files.items():
+            if path is not None:
+                stack.enter_context(_whole(path, content))
         yield
-        return
+
+
+@contextmanager
+def _whole(path: Path, content: bytes) -> Iterator[None]:
     from binarize_onnx import io
 
     try:
         with io.atomic_write(path) as file:
-            file.write(json.dumps(found, indent=2, allow_nan=False).encode() + b"\n")
+            file.write(content)
             yield
     except OSError as error:
         raise ModelError(f"cannot be written: {error.strerror or error}.", where=str(path)) from None

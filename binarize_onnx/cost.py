@@ -38,7 +38,7 @@ def _terms(node: gs.Node, known: KnownShapes) -> int | None:
     shape = tuple(weights.shape) if isinstance(weights, gs.Constant) else known.get(weights.name)
     if node.op in ("Conv", "ConvTranspose"):
         return None if shape is None or None in shape[1:] else prod(d for d in shape[1:] if d is not None)
-    if shape is None:
+    if not shape:
         return None
     length = shape[-1] if node.attrs.get("transB", 0) else shape[-2] if len(shape) > 1 else shape[0]
     return length

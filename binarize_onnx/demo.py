@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -16,28 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from binarize_onnx import io
+from binarize_onnx.bench.timing import Time as Time  # it is part of what the demo returns
+from binarize_onnx.bench.timing import rounds, summary, time_in_turns
 from binarize_onnx.errors import ModelError, RuntimeUnavailable
 from binarize_onnx.pipeline import convert
 from binarize_onnx.report import Report
 from binarize_onnx.verify import Verification, load_data, verify
 
 INPUT = "image"
-WARM_UP_ROUNDS = 20
 SECONDS = 2.0  # of timing, both models together
-FEWEST_ROUNDS = 50
-
-
-@dataclass(frozen=True)
-class Time:
-    """One batch of one image, in microseconds: the median and the middle half of all rounds."""
-
-    median: float
-    lower: float
-    upper: float
-
-    def __str__(self) -> str:
-        """The median, and the middle half in brackets."""
-        return f"{self.median:.0f} µs  (half of the rounds between {self.lower:.0f} and {self.upper:.0f})"
 
 
 @dataclass(frozen=True)
@@ -151,28 +137,7 @@ def _measure(original: Path, compiled: Path, image: npt.NDArray[np.float32]) -> 
         session = start(str(path), options, providers=["CPUExecutionProvider"])
         return lambda: session.run(None, {INPUT: image})
 
-    times = time_in_turns(
-        [runner(onnxruntime.InferenceSession, original), runner(runtime.InferenceSession, compiled)],
-        seconds=SECONDS,
+    original_times, compiled_times = time_in_turns(
+        [runner(onnxruntime.InferenceSession, original), runner(runtime.InferenceSession, compiled)], SECONDS
     )
-    return Speed(_summary(times[0]), _summary(times[1]), len(times[0]), runtime.selected_isa())
-
-
-def time_in_turns(runs: list[Callable[[], Any]], seconds: float) -> list[list[float]]:
-    """Durations in seconds of each of the runs, taken in turns so that all see the same machine."""
-    for _ in range(WARM_UP_ROUNDS):
-        for run_once in runs:
-            run_once()
-    times: list[list[float]] = [[] for _ in runs]
-    stop = time.perf_counter() + seconds
-    while time.perf_counter() < stop or len(times[0]) < FEWEST_ROUNDS:
-        for run_once, taken in zip(runs, times, strict=True):
-            start = time.perf_counter()
-            run_once()
-            taken.append(time.perf_counter() - start)
-    return times
-
-
-def _summary(seconds: list[float]) -> Time:
-    lower, median, upper = (float(q) for q in np.quantile(np.asarray(seconds) * 1e6, (0.25, 0.5, 0.75)))
-    return Time(median, lower, upper)
+    return Speed(summary(original_times), summary(compiled_times), rounds(compiled_times), runtime.selected_isa())

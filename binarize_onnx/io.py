@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import inliner, numpy_helper, version_converter
-from onnx.external_data_helper import load_external_data_for_model, uses_external_data
 
-from binarize_onnx import opset
+from binarize_onnx import checks, external, opset, order
 from binarize_onnx.errors import ModelError
 
 ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -28,13 +29,11 @@ OLDEST_OPSET = 9
 FUNCTION_OPSET = 13  # the function bodies are written in the operators of this opset
 OLDEST_IR, NEWEST_IR = 8, 10  # functions need 8; the oldest onnxruntime we support reads no newer than 10
 EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the file
-_SUBBYTE = frozenset(
-    number
-    for name, number in onnx.TensorProto.DataType.items()
-    if name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
-)  # several elements a byte
 DATA_ALIGNMENT = 64  # bytes
 PROTOBUF_LIMIT = 2**31 - 1  # bytes
+ORT_MAGIC = b"ORTM"  # bytes 4 to 7 of onnxruntime's own format
+ORT_PRIVATE = "com.microsoft.nchwc"  # the domain of layouts that onnxruntime chooses for one processor
+STALE_AFTER = 3600  # seconds after which an unfinished file is taken for one that a killed process left
 
 
 @dataclass(frozen=True)
@@ -71,22 +70,9 @@ def read(model: ModelLike) -> Source:
         _refuse_external(parsed)
         return Source(parsed, hashlib.sha256(model).hexdigest(), len(model))
     path = Path(model)
-    try:
-        data = path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a null character in the path
-        words = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ModelError(f"cannot be read: {words}.", where=str(path)) from None
+    data = _read_file(path)
     proto = _parse(data, str(path))
-    outside = sorted({location for t in _all_tensors(proto) if (location := _location(t))})
-    try:
-        load_external_data_for_model(proto, str(path.parent))
-        size = len(data) + sum((path.parent / location).stat().st_size for location in outside)
-    except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
-        raise ModelError(
-            f"its external data cannot be read: {error}.",
-            where=str(path),
-            fix=f"Keep {', '.join(outside)} beside the model.",
-        ) from None
+    size = len(data) + external.load(checks.tensors(proto), path)
     return Source(proto, hashlib.sha256(data).hexdigest(), size)
 
 
@@ -96,10 +82,16 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ModelError: the opset is unknown, too old, or cannot be converted.
     """
-    version = default_opset(model)
+    version, newest = default_opset(model), onnx.defs.onnx_opset_version()
     if version < OLDEST_OPSET:
         raise ModelError(f"opset {version} is too old;", fix=f"export with opset {OLDEST_OPSET} or newer.")
-    _refuse_unreadable(model)
+    if version > newest:
+        raise ModelError(
+            f"opset {version} is newer than the installed onnx package, which ends at {newest};",
+            fix="upgrade onnx, or export with an older opset.",
+        )
+    checks.require_sound(model, version)
+    _refuse_private(model)
     prepared = onnx.ModelProto()
     prepared.CopyFrom(model)
     foreign = [(f.domain, f.name) for f in prepared.functions if f.domain not in OURS]
@@ -129,11 +121,11 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
     del model.functions[:]
     try:
         graph = gs.import_onnx(model)
-        graph.toposort()
-    except gs.OnnxGraphSurgeonException as error:
-        raise ModelError(
-            f"the graph cannot be put in order: {error}", fix="It may be damaged: export it again."
-        ) from None
+        order.sort(graph)
+    except (order.CycleFound, gs.OnnxGraphSurgeonException) as error:
+        raise ModelError(f"the graph cannot be put in order: {error}.", fix=checks.DAMAGED) from None
+    except KeyError as error:  # graphsurgeon looks element types up in a table
+        raise ModelError(f"a tensor is declared with the unknown element type {error}.", fix=checks.DAMAGED) from None
     finally:
         model.functions.extend(functions)
     return graph
@@ -146,7 +138,13 @@ def export_graph(graph: gs.Graph, source: onnx.ModelProto, metadata: Mapping[str
     producer, documentation, metadata, and the annotations of nodes and tensors that are still there.
     """
     version = default_opset(source)
+    _type_empty_lists(graph)
     model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    for node in checks.nodes(model.graph):
+        node.op_type = node.op_type.removeprefix(checks.ASIDE)
+        for attribute in node.attribute:
+            if not attribute.ref_attr_name:
+                attribute.ClearField("ref_attr_name")
     model.ir_version = min(max(source.ir_version, OLDEST_IR), NEWEST_IR)
     model.producer_name, model.producer_version = source.producer_name, source.producer_version
     model.domain, model.model_version, model.doc_string = source.domain, source.model_version, source.doc_string
@@ -155,7 +153,8 @@ def export_graph(graph: gs.Graph, source: onnx.ModelProto, metadata: Mapping[str
     model.functions.extend(opset.functions_in_use(model))
     used = {f.domain for f in model.functions}
     others = [o for o in source.opset_import if o.domain not in ("", "ai.onnx", *used)]
-    model.functions.extend(f for f in source.functions if f.domain not in OURS)
+    known = {(f.domain, f.name) for f in model.functions}
+    model.functions.extend(f for f in source.functions if f.domain not in OURS or _is_in_use(f, model, known))
     del model.opset_import[:]
     model.opset_import.extend([onnx.helper.make_opsetid("", version), *others])
     model.opset_import.extend(onnx.helper.make_opsetid(domain, opset.VERSION) for domain in sorted(used))
@@ -177,6 +176,8 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str], *, external_data:
     """
     target = Path(path)
     blob = b""
+    if external_data and target.is_symlink():
+        raise ModelError("is a link, and external data lies beside the file;", where=str(target), fix="name the file.")
     if external_data:
         model, blob = _externalise(model, target.name)
     try:
@@ -217,8 +218,11 @@ def byte_size(model: onnx.ModelProto) -> int:
 @contextmanager
 def atomic_write(target: Path) -> Iterator[Any]:
     """A binary file that becomes `target`, synced to disk, when the block ends well, and vanishes when it does not."""
+    target = Path(os.path.realpath(target))  # of a link, what it points to is replaced and the link stays
     if target.is_dir():
-        raise IsADirectoryError(21, "Is a directory", str(target))
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "it is no plain file")
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -233,21 +237,75 @@ def atomic_write(target: Path) -> Iterator[Any]:
         with suppress(OSError):
             os.unlink(name)
         raise
+    _sync_folder(target.parent)
+    _remove_leftovers(target)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name last: without it a power cut may keep the model and lose the data file before it."""
+    with suppress(OSError):  # some file systems have no such call, and need none
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Drop what killed processes left of the same file; one younger than `STALE_AFTER` may still be at work."""
+    for part in target.parent.glob(f".{_glob_escape(target.name)}.*.part"):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > STALE_AFTER:
+                part.unlink()
+
+
+def newer_ops(model: onnx.ModelProto) -> list[str]:
+    """Names of the ops of our domain that this version does not know: they run by the definitions in the file."""
+    return sorted({n.op_type for n in model.graph.node if n.domain == opset.DOMAIN and n.op_type not in opset.OPS})
 
 
 def default_opset(model: onnx.ModelProto) -> int:
     """The version of the standard operators that the model imports.
 
     Raises:
-        ModelError: it imports none.
+        ModelError: it imports none, or two.
     """
-    for entry in model.opset_import:
-        if entry.domain in ("", "ai.onnx"):
-            return int(entry.version)
+    versions = {int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")}
+    if len(versions) > 1:
+        raise ModelError(
+            f"the model imports the standard operators in versions {sorted(versions)};", fix="export it again."
+        )
+    if versions:
+        return versions.pop()
     raise ModelError("the model imports no standard operator set;", fix="it may be damaged: export it again.")
 
 
+def _read_file(path: Path) -> bytes:
+    """The bytes of a plain file that can be one protobuf; anything else is refused unread (a pipe would wait)."""
+    try:
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(found.st_mode):
+            raise ModelError("is no plain file.", where=str(path))
+        if found.st_size > PROTOBUF_LIMIT:
+            raise ModelError(
+                f"is no ONNX model: it has {found.st_size} bytes, and a protobuf file at most {PROTOBUF_LIMIT}.",
+                where=str(path),
+            )
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        words = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ModelError(f"cannot be read: {words}.", where=str(path)) from None
+
+
 def _parse(data: bytes, where: str) -> onnx.ModelProto:
+    if data[4:8] == ORT_MAGIC:
+        raise ModelError(
+            "is an ORT-format model (.ort), which onnxruntime writes for itself;",
+            where=where,
+            fix="give the .onnx file that it was made from.",
+        )
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
@@ -258,79 +316,49 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
     return model
 
 
-def _refuse_unreadable(model: onnx.ModelProto) -> None:
-    """What graphsurgeon would drop or trip over: sparse and damaged tensors, types as attributes, missing inputs."""
-    if model.graph.sparse_initializer:
-        name = model.graph.sparse_initializer[0].values.name
-        raise ModelError(f"initializer `{name}` is sparse;", fix="store it dense.")
-    for tensor in _all_tensors(model):
-        _check_tensor(tensor)
-    version = default_opset(model)
+def _refuse_private(model: onnx.ModelProto) -> None:
+    """Ops that have no definition: onnxruntime's private ones, and those of a newer version of this package."""
+    defined = {(f.domain, f.name) for f in model.functions}
     for node in model.graph.node:
-        where = f"node {node.name or node.output[0] if node.name or node.output else '?'} ({node.op_type})"
-        if any(a.type in (onnx.AttributeProto.TYPE_PROTO, onnx.AttributeProto.TYPE_PROTOS) for a in node.attribute):
-            raise ModelError("has a type as an attribute, which is not supported.", where=where)
-        if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type, ""):
-            continue
-        try:
-            schema = onnx.defs.get_schema(node.op_type, version, "")
-        except onnx.defs.SchemaError:  # an operator that this opset does not have yet, or no longer
-            continue
-        if len(node.input) < schema.min_input or len(node.output) < schema.min_output:
+        where = f"node {node.name or (node.output[0] if node.output else '?')} ({node.op_type})"
+        if node.domain == ORT_PRIVATE:
             raise ModelError(
-                f"has {len(node.input)} inputs and {len(node.output)} outputs, needs {schema.min_input} and "
-                f"{schema.min_output}.",
+                f"belongs to onnxruntime's private domain {ORT_PRIVATE}: the file was saved by its optimizer;",
                 where=where,
-                fix="The file may be damaged: export it again.",
+                fix="give the model that the session was made from.",
             )
-
-
-def _check_tensor(tensor: onnx.TensorProto) -> None:
-    """Raw data must be as long as the dimensions say; the element type must be one that ONNX knows."""
-    try:
-        item = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    except (KeyError, TypeError, ValueError):
-        raise ModelError(f"tensor `{tensor.name}` has the unknown element type {tensor.data_type}.") from None
-    packed = tensor.data_type in _SUBBYTE or tensor.data_type == onnx.TensorProto.STRING
-    if packed or not tensor.HasField("raw_data"):
-        return
-    wanted = item * prod(tensor.dims)
-    if len(tensor.raw_data) != wanted:
-        raise ModelError(f"tensor `{tensor.name}` holds {len(tensor.raw_data)} bytes, its shape asks for {wanted}.")
+        if node.domain == opset.DOMAIN and node.op_type not in opset.OPS and (node.domain, node.op_type) not in defined:
+            raise ModelError(
+                f"is no op of {opset.DOMAIN} {opset.VERSION}, and the file does not define it:",
+                where=where,
+                fix="the file was made by a newer version; upgrade binarize-onnx.",
+            )
 
 
 def _refuse_external(model: onnx.ModelProto) -> None:
     """A model in memory has no folder to find its data in."""
-    for tensor in _all_tensors(model):
-        if uses_external_data(tensor):
+    for tensor in checks.tensors(model):
+        if external.location(tensor) is not None:
             raise ModelError(
-                f"tensor `{tensor.name}` is in an external file ({_location(tensor)});",
+                f"tensor `{tensor.name}` is in an external file ({external.location(tensor)});",
                 fix="give the model's path, or load its data first.",
             )
 
 
-def _all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor that may have external data: initializers and constant attributes, subgraphs included."""
-
-    def of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-        yield from graph.initializer
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-                if attribute.HasField("g"):
-                    yield from of_graph(attribute.g)
-                for subgraph in attribute.graphs:
-                    yield from of_graph(subgraph)
-
-    yield from of_graph(model.graph)
+def _is_in_use(function: onnx.FunctionProto, model: onnx.ModelProto, known: set[tuple[str, str]]) -> bool:
+    """Whether nodes call a function of ours that only the source defines: an op newer than this version."""
+    name = (function.domain, function.name)
+    return name not in known and any((n.domain, n.op_type) == name for n in model.graph.node)
 
 
-def _location(tensor: onnx.TensorProto) -> str | None:
-    if not uses_external_data(tensor):
-        return None
-    return next((e.value for e in tensor.external_data if e.key == "location"), None)
+def _type_empty_lists(graph: gs.Graph) -> None:
+    """graphsurgeon asks the first element of a list for its type; it takes a type from a reference, here to nothing."""
+    for node in graph.nodes:
+        for name, value in node.attrs.items():
+            if isinstance(value, gs.Graph):
+                _type_empty_lists(value)
+            elif isinstance(value, list) and not value:
+                node.attrs[name] = gs.Node.AttributeRef("", checks.element_type_of(node, name))
 
 
 def _restore_annotations(graph: onnx.GraphProto, source: onnx.GraphProto) -> None:

@@ -13,9 +13,9 @@ from typing import Literal
 
 import onnx
 
-from binarize_onnx import cost, io, opset, shapes
+from binarize_onnx import checks, cost, io, opset, shapes
 from binarize_onnx.errors import ModelError, NothingMatched, UsageError
-from binarize_onnx.passes.base import Context, tidy
+from binarize_onnx.passes.base import Context, subgraph_nodes, tidy
 from binarize_onnx.passes.flatten_on_bits import FlattenOnBits
 from binarize_onnx.passes.fold_constants import FoldConstants
 from binarize_onnx.passes.fold_threshold import FoldThreshold
@@ -26,6 +26,7 @@ from binarize_onnx.passes.lower_layers import LowerLayers
 from binarize_onnx.passes.pool_on_bits import PoolOnBits
 from binarize_onnx.passes.prove_sign_zero import zero_cannot_occur
 from binarize_onnx.passes.recognise_layers import LAYER_OPS, Filter, RecogniseLayers
+from binarize_onnx.reasons import Code
 from binarize_onnx.report import Layer, Report, SignSite, Summary
 
 COMPILED_OPS = ("XnorConv", "XnorMatMul")
@@ -167,14 +168,26 @@ def _compile(source: io.Source, config: Config) -> _Compilation:
         model, size = source.model, source.size
     for layer in layers:
         _conclude(layer, context)
-    report = Report(layers, _summary(layers, source.size, size), signs)
+    report = Report(layers, _summary(layers, source.size, size), signs, _notes(source.model))
     return _Compilation(model, report, len(context.binary))
+
+
+def _notes(source: onnx.ModelProto) -> list[str]:
+    """What a newer version wrote and this one carries along."""
+    newer = io.newer_ops(source)
+    if not newer:
+        return []
+    return [f"{', '.join(newer)} is newer than this version and runs slowly, by its definition: upgrade binarize-onnx"]
 
 
 def _untouched(source: io.Source, error: ModelError) -> _Compilation:
     """A model that cannot be prepared, handed back as it is: every layer stays float for the same reason."""
-    nodes = [n for n in source.model.graph.node if not n.domain and n.op_type in LAYER_OPS]
-    layers = [Layer(n.name or n.output[0], n.op_type, "float", str(error), None) for n in nodes]
+    nodes = [n for n in source.model.graph.node if n.domain in ("", "ai.onnx") and n.op_type in LAYER_OPS]
+    names = [n.name or next(iter(n.output), "") for n in nodes]
+    layers = [
+        Layer(name, n.op_type, "float", Code.UNSUPPORTED_MODEL, str(error), None)
+        for name, n in zip(names, nodes, strict=True)
+    ]
     report = Report(layers, _summary(layers, source.size, source.size), notes=[f"left as it is: {error}"])
     return _Compilation(source.model, report, 0)
 
@@ -221,21 +234,34 @@ def lower(context: Context) -> None:
 
 
 def _name_layers(context: Context) -> list[Layer]:
-    """A report line for every layer of the source; layers without a name, or with another's, get one."""
+    """A report line for every layer of the source; layers without a name, or with another's, get one.
+
+    Those inside subgraphs come last and keep the names they have.
+    """
     layers: list[Layer] = []
     taken = Counter(node.name for node in context.graph.nodes)
     for node in context.graph.nodes:
-        ours = node.domain == opset.DOMAIN and node.op in COMPILED_OPS
-        if not ours and (node.domain or node.op not in LAYER_OPS):
+        flaw, op = context.flaws.get(id(node)), node.op.removeprefix(checks.ASIDE)
+        ours = node.domain == opset.DOMAIN and op in COMPILED_OPS
+        if not ours and (node.domain or op not in LAYER_OPS):
             continue
         if not node.name or taken[node.name] > 1:
             base = node.outputs[0].name or node.outputs[-1].name
             node.name = next(n for i in count() if (n := f"{base}.{i}" if i else base) and not taken[n])
             taken[node.name] += 1
-        if ours:
-            layers.append(Layer(node.name, node.op, "binary", "compiled already", None))
+        if flaw:
+            words = f"it is malformed: it {flaw}"
+            layers.append(Layer(node.name, op, "float", Code.INVALID_ATTRIBUTE, words, None))
+        elif ours:
+            layers.append(Layer(node.name, op, "binary", Code.ALREADY_COMPILED, "compiled already", None))
         else:
-            layers.append(Layer(node.name, node.op, "float", "", cost.macs(node, context.known)))
+            words, macs = "no output of the model depends on it", cost.macs(node, context.known)
+            layers.append(Layer(node.name, node.op, "float", Code.UNUSED, words, macs))
+    for node in subgraph_nodes(context.graph):
+        if node.op in LAYER_OPS and node.domain in (None, "", "ai.onnx"):
+            words = "inside a subgraph, which stays as it is"
+            name = node.name or next((out.name for out in node.outputs), "")
+            layers.append(Layer(name, node.op, "float", Code.IN_SUBGRAPH, words, None))
     return layers
 
 
@@ -250,14 +276,15 @@ def _prove(site: SignSite, three_valued: bool, context: Context) -> SignSite:
 
 
 def _conclude(layer: Layer, context: Context) -> None:
-    """Status and reason of a layer after all passes."""
-    if layer.status == "binary":
+    """Status and reason of a layer after all passes; one that no pass met keeps what it was listed with."""
+    if layer.code in (Code.ALREADY_COMPILED, Code.IN_SUBGRAPH):
         return
     if layer.name in context.binary:
         layer.status = "binary"
-        layer.reason = context.journal.reason(layer.name)
-    else:
-        layer.reason = context.journal.skipped.get(layer.name, "inside a subgraph, which stays as it is")
+        layer.code, layer.reason = Code.BINARY, context.journal.reason(layer.name)
+    elif layer.name in context.journal.skipped:
+        skipped = context.journal.skipped[layer.name]
+        layer.code, layer.reason = skipped.code, skipped.sentence
 
 
 def _summary(layers: list[Layer], bytes_before: int, bytes_after: int) -> Summary:
@@ -276,7 +303,7 @@ def _summary(layers: list[Layer], bytes_before: int, bytes_after: int) -> Summar
 
 
 def _nothing_matched(report: Report) -> str:
-    if any(x.reason == "compiled already" for x in report.layers):
+    if any(x.code == Code.ALREADY_COMPILED for x in report.layers):
         return "the model is compiled already; nothing was written."
     if not report.layers:
         return "the model has no convolution and no matrix product; --allow-unchanged writes it as it is."

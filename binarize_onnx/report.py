@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from binarize_onnx.gates import Gate, at_least, at_most, percent
+from binarize_onnx.reasons import Code
+
 
 @dataclass
 class Layer:
@@ -14,6 +17,7 @@ class Layer:
         name: the node's name, or its first output where the exporter gave it none.
         op: the ONNX operator.
         status: `binary` if it runs (or, for `inspect`, would run) on bits; otherwise `float`.
+        code: why, for machines: one of `reasons.Code`.
         reason: what made it binary and what was fused into it, or why it stays float and what would change that.
         macs: multiply-accumulates for one sample; None where the shapes are unknown.
     """
@@ -21,6 +25,7 @@ class Layer:
     name: str
     op: str
     status: Literal["binary", "float"]
+    code: Code
     reason: str
     macs: int | None
 
@@ -50,6 +55,12 @@ class Summary:
     bytes_before: int
     bytes_after: int
 
+    @property
+    def binary_share(self) -> float | None:
+        """Binary MACs as a share of all MACs that are known; None if none are."""
+        known = self.binary_macs + self.float_macs
+        return self.binary_macs / known if known else None
+
 
 @dataclass
 class Report:
@@ -62,35 +73,72 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON types: `layers`, `summary`, `signs`, `notes`."""
-        return asdict(self)
+        found = asdict(self)
+        for layer in found["layers"]:
+            layer["code"] = str(layer["code"])
+        return found
+
+    def gates(self, *, min_binary_macs: float | None = None, max_size: int | None = None) -> list[Gate]:
+        """What the caller demands of the conversion; None demands nothing.
+
+        Args:
+            min_binary_macs: the share of the MACs that is binary, between 0 and 1, layers of unknown size left out.
+            max_size: bytes of the converted model as one file.
+        """
+        gates, s = [], self.summary
+        if min_binary_macs is not None:
+            unknown = sum(x.macs is None for x in self.layers)
+            share = s.binary_share
+            if share is None:
+                found = "no layer has a known number of MACs (--input-shape may settle it)"
+            else:
+                found = f"{percent(share)} of the MACs are binary"
+                found += f" ({unknown} layers of unknown size left out)" if unknown else ""
+            gates.append(at_least("min-binary-macs", share, min_binary_macs, found, percent))
+        if max_size is not None:
+            found = f"the model takes {s.bytes_after} bytes"
+            gates.append(at_most("max-size", s.bytes_after, max_size, found, lambda limit: f"{limit} bytes"))
+        return gates
 
     def table(self) -> str:
         """The report for a person: one line a layer, then the totals."""
-        rows = [("layer", "op", "runs as", "MACs", "why")]
-        rows += [(x.name, x.op, x.status, _count(x.macs), x.reason) for x in self.layers]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        rows = self.rows()
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
         lines = []
         for index, row in enumerate(rows):
-            cells = [row[i].rjust(widths[i]) if i == 3 else row[i].ljust(widths[i]) for i in range(4)]
-            lines.append("  ".join([*cells, row[4]]).rstrip())
+            cells = [row[i].rjust(widths[i]) if i == 4 else row[i].ljust(widths[i]) for i in range(5)]
+            lines.append("  ".join([*cells, row[5]]).rstrip())
             if index == 0:
                 lines.append("  ".join("-" * w for w in widths) + "  ---")
+        lines += ["", *(f"{name:<13}  {value}" for name, value in self.totals())]
+        return "\n".join(printable(line) for line in lines)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The layers as lines of a table, its header first."""
+        rows: list[tuple[str, ...]] = [("layer", "op", "runs as", "code", "MACs", "why")]
+        rows += [(x.name, x.op, x.status, str(x.code), _count(x.macs), x.reason) for x in self.layers]
+        return rows
+
+    def totals(self) -> list[tuple[str, str]]:
+        """What there is to say about the model as a whole: pairs of name and value."""
         s = self.summary
-        lines += [
-            "",
-            f"binary layers  {s.binary_layers} of {s.binary_layers + s.float_layers}",
-            f"binary MACs    {_count(s.binary_macs)} of {_count(s.binary_macs + s.float_macs)}",
-            f"operations     {_count(round(s.ops))}  (binary MACs / 64 + float MACs)",
-            f"file size      {_size(s.bytes_before)} -> {_size(s.bytes_after)}"
-            + (f"  ({s.bytes_before / s.bytes_after:.1f}x smaller)" if 0 < s.bytes_after < s.bytes_before else ""),
+        smaller = f"  ({s.bytes_before / s.bytes_after:.1f}x smaller)" if 0 < s.bytes_after < s.bytes_before else ""
+        pairs = [
+            ("binary layers", f"{s.binary_layers} of {s.binary_layers + s.float_layers}"),
+            ("binary MACs", f"{_count(s.binary_macs)} of {_count(s.binary_macs + s.float_macs)}"),
+            ("operations", f"{_count(round(s.ops))}  (binary MACs / 64 + float MACs)"),
+            ("file size", f"{_size(s.bytes_before)} -> {_size(s.bytes_after)}{smaller}"),
         ]
         assumed = [x.name for x in self.signs if x.zero == "assumed"]
         if assumed:
-            lines.append(
-                f"sign(0)        taken as +1 at {len(assumed)} of {len(self.signs)} signs: {', '.join(assumed)}"
-            )
-        lines += [f"note           {note}" for note in self.notes]
-        return "\n".join(lines)
+            signs = f"{len(assumed)} of {len(self.signs)} signs"
+            pairs.append(("sign(0)", f"taken as +1 at {signs}: {', '.join(assumed)}"))
+        return [*pairs, *(("note", note) for note in self.notes)]
+
+
+def printable(text: str) -> str:
+    """One line of text for a terminal, a log or XML: control characters that names in a model may have are replaced."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _count(n: int | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import struct
 import threading
 import weakref
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ def register(sess_options: onnxruntime.SessionOptions) -> None:
             an instruction set that cannot run here.
     """
     path = get_library_path()
+    _require_whole(path)
     with _registering:
         if sess_options in _registered:
             return
@@ -69,17 +71,30 @@ def InferenceSession(  # noqa: N802  (it stands in for onnxruntime.InferenceSess
     """``onnxruntime.InferenceSession`` with the kernels registered, on the CPU unless ``providers`` says otherwise.
 
     Options that the caller passes are the session's own; registration is all that changes in them.
-    """
-    import onnxruntime
 
+    Raises:
+        RuntimeUnavailable: onnxruntime is not installed, or the options have the library from elsewhere already; else
+            as `register`. What onnxruntime says of the model is passed on as it is.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RuntimeUnavailable(
+            f"onnxruntime cannot be imported ({error});", fix="install it: pip install onnxruntime."
+        ) from None
     options = onnxruntime.SessionOptions() if sess_options is None else sess_options
     register(options)
-    return onnxruntime.InferenceSession(
-        path_or_bytes,
-        options,
-        providers=["CPUExecutionProvider"] if providers is None else providers,
-        **kwargs,
-    )
+    providers = ["CPUExecutionProvider"] if providers is None else providers
+    try:
+        return onnxruntime.InferenceSession(path_or_bytes, options, providers=providers, **kwargs)
+    except Exception as error:  # onnxruntime's own classes share no base but this one
+        if "already set in registry" not in str(error):
+            raise
+        raise RuntimeUnavailable(
+            "the kernel library is registered twice on these session options, once by hand or from another copy:",
+            fix="register it once, with binarize_onnx.register or with register_custom_ops_library; then make the "
+            "session of new options.",
+        ) from error
 
 
 def available_isas() -> tuple[str, ...]:
@@ -103,7 +118,21 @@ def selected_isa() -> str:
 
 
 @functools.cache
+def _require_whole(path: Path) -> None:
+    """Refuse an ELF file that ends before its last table: the system's loader maps it all the same, and dies."""
+    with open(path, "rb") as file:
+        header = file.read(64)
+    if header[:5] != b"\x7fELF\x02":
+        return  # 64 bits or not, whatever it is: the loader says so
+    (tables,) = struct.unpack_from("<Q", header.ljust(64, b"\0"), 0x28)
+    size, count = struct.unpack_from("<HH", header.ljust(64, b"\0"), 0x3A)
+    if len(header) < 64 or path.stat().st_size < tables + size * count:
+        raise RuntimeUnavailable("the kernel library is cut short", where=str(path), fix="Install the package again.")
+
+
+@functools.cache
 def _library(path: Path) -> ctypes.CDLL:
+    _require_whole(path)
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 
 import onnx
 from google.protobuf.message import EncodeError
@@ -13,6 +14,8 @@ from binarize_onnx.errors import UsageError
 Dims = tuple[int | None, ...]
 
 SMALL = 1024  # initializers up to this many elements may be shapes or axes, so inference gets to see them
+LONGEST_VALUE = 1 << 16  # elements of a value that inference may follow: far more than any shape has
+MOST_AXES = 8  # elements of a shape, which is what a tensor of unknown values may hold
 # Open dimensions get numbers of their own that no real network uses; image sizes stay divisible by the usual strides.
 PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069, 1087, 1091, 1093, 1097)
 SIZE_STEP = 32
@@ -84,19 +87,36 @@ def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     skeleton = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     graph = skeleton.graph
     graph.name = model.graph.name
-    graph.node.extend(node for node in model.graph.node if not _divides_by_zero(node))
+    long = _long_concats(model)
+    graph.node.extend(
+        node for node in model.graph.node if not _divides_by_zero(node) and not long.intersection(node.output)
+    )
     initialised = {t.name for t in model.graph.initializer}
     graph.input.extend(i for i in model.graph.input if i.name not in initialised)
     for tensor in model.graph.initializer:
-        size = 1
-        for dim in tensor.dims:
-            size *= dim
-        if size <= SMALL and tensor.data_location != onnx.TensorProto.EXTERNAL:
+        if prod(tensor.dims) <= SMALL and tensor.data_location != onnx.TensorProto.EXTERNAL:
             graph.initializer.append(tensor)
         else:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     graph.output.extend(onnx.ValueInfoProto(name=output.name) for output in model.graph.output)
     return skeleton
+
+
+def _long_concats(model: onnx.ModelProto) -> set[str]:
+    """Outputs of Concat nodes that may make long constants: inference, which follows values, would make them too.
+
+    Forty nodes that concatenate a tensor with itself are a terabyte.
+    """
+    sizes = {t.name: size for t in model.graph.initializer if (size := prod(t.dims)) <= SMALL}
+    long: set[str] = set()
+    for node in model.graph.node:
+        given = [sizes.get(name, MOST_AXES) for name in node.input]
+        size = sum(given) if node.op_type == "Concat" else max(given, default=MOST_AXES)
+        if node.op_type == "Concat" and size > LONGEST_VALUE:
+            long.update(node.output)
+            size = MOST_AXES
+        sizes.update(dict.fromkeys(node.output, size))
+    return long
 
 
 def _divides_by_zero(node: onnx.NodeProto) -> bool:

@@ -112,7 +112,7 @@ def test_help_is_the_manual(name: str, command: Command) -> None:
 
 def test_the_first_help_names_commands_and_exit_codes(command: Command) -> None:
     out = command("--help").out
-    assert COMMANDS == ["convert", "demo", "inspect", "verify"]
+    assert COMMANDS == ["bench", "convert", "demo", "doctor", "inspect", "verify"]
     for word in (*COMMANDS, "Exit codes", "0 well"):
         assert word in out
     assert "..." not in out.split("Commands:")[1]
@@ -126,7 +126,7 @@ def test_python_m_is_the_command() -> None:
 
 # --- inspect and convert ------------------------------------------------------------------------------------------
 
-LAYER = {"name", "op", "status", "reason", "macs"}
+LAYER = {"name", "op", "status", "code", "reason", "macs"}
 SUMMARY = {"binary_layers", "float_layers", "binary_macs", "float_macs", "ops", "bytes_before", "bytes_after"}
 
 
@@ -354,7 +354,7 @@ def test_verify_a_good_file(source: Path, compiled: Path, command: Command) -> N
     found = in_a_process("verify", source, compiled, *options)
     assert json.loads(report.read_text()) == found.json
     assert found.json["exact"]["equal"] is True
-    assert found.json["failures"] == []
+    assert [(gate["name"], gate["passed"]) for gate in found.json["gates"]] == [("exact", True), ("rounding", True)]
     assert found.json["samples"] == 3
     assert "samples 1 to 3 of 3" in found.err
 
@@ -368,7 +368,7 @@ def test_verify_names_the_first_diverging_tensor(source: Path, corrupted: Path, 
     assert "exact        NO" in done.out
     found = command("verify", source, corrupted, "--json").json
     assert found["exact"]["first_diverging"]["name"] == "sign1"
-    assert found["failures"]
+    assert [gate["name"] for gate in found["gates"] if not gate["passed"]] == ["exact"]
 
 
 def test_verify_on_samples_with_labels(source: Path, compiled: Path, float_model: Path, command: Command) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from binarize_onnx import checks, opset, order
+from binarize_onnx.reasons import Reason
 from binarize_onnx.shapes import Shapes
 
 Array = npt.NDArray[Any]
@@ -22,7 +24,7 @@ class Skip:
     """A node that is the pass's own kind and is left as it was, with words a user can act on."""
 
     node: gs.Node
-    reason: str
+    reason: Reason
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Journal:
         moved: what else was done with its bits.
     """
 
-    skipped: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, Reason] = field(default_factory=dict)
     threshold: dict[str, list[str]] = field(default_factory=dict)
     epilogue: dict[str, list[str]] = field(default_factory=dict)
     moved: dict[str, list[str]] = field(default_factory=dict)
@@ -69,20 +71,32 @@ class Context:
         types: element types of the source's tensors, as ONNX numbers them, where inference found them.
         binary: names of the layers recognised as binary.
         journal: what the passes have to say.
+        flaws: what is wrong with nodes whose attributes their operator does not allow, by id.
     """
 
     def __init__(self, graph: gs.Graph, shapes: Shapes) -> None:
+        self.flaws: dict[int, str] = {}
+        self.shapes = dict(shapes.stand_in)
         for node in graph.nodes:
             node.domain = None if node.domain == "ai.onnx" else node.domain
+            flaw = checks.flaw(node, graph.opset, self._rank(node))
+            if flaw is not None:
+                self.flaws[id(node)] = flaw
+            if flaw is not None or node.domain not in (None, "", opset.DOMAIN, opset.IDEAL_DOMAIN):
+                node.op = checks.ASIDE + node.op  # no pass knows such an operator
         self.graph = graph
         self.types = dict(shapes.types)
-        self.shapes = dict(shapes.stand_in)
         self.known = dict(shapes.known)
         self.binary: set[str] = set()
         self.journal = Journal()
         self._names = _all_names(graph)
-        self._inner = {id(node) for node in _subgraph_nodes(graph)}  # they never change
+        self._inner = {id(node) for node in subgraph_nodes(graph)}  # they never change
         self._shared: dict[tuple[str, Shape, bytes], gs.Constant] = {}
+
+    def _rank(self, node: gs.Node) -> int | None:
+        """The rank of a node's first input."""
+        shape = self.shape(node.inputs[0]) if node.inputs else None
+        return None if shape is None else len(shape)
 
     def unique(self, hint: str) -> str:
         """A tensor or node name not in use yet: the hint itself if it is free."""
@@ -199,13 +213,13 @@ class Pass(ABC, Generic[Found]):
         return changed_at_all
 
 
-def _subgraph_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
+def subgraph_nodes(graph: gs.Graph) -> Iterator[gs.Node]:
     """Every node below the top level."""
     for node in graph.nodes:
         for value in node.attrs.values():
             if isinstance(value, gs.Graph):
                 yield from value.nodes
-                yield from _subgraph_nodes(value)
+                yield from subgraph_nodes(value)
 
 
 def _all_names(graph: gs.Graph) -> set[str]:
@@ -220,7 +234,8 @@ def _all_names(graph: gs.Graph) -> set[str]:
 
 def tidy(graph: gs.Graph) -> None:
     """Drop what no output needs and put the nodes in topological order. Graph inputs stay as they are."""
-    graph.cleanup(remove_unused_graph_inputs=False).toposort()
+    order.remove_dead_nodes(graph)
+    order.sort(graph)
 
 
 def producer(tensor: gs.Tensor) -> gs.Node | None:

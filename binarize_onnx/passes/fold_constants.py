@@ -7,13 +7,15 @@
     after    x
 
 Exporters leave such cones behind; a binary weight is often one. The nodes are evaluated by the ONNX reference
-implementation. A result larger than all its inputs by more than `GROWTH_LIMIT` elements is left in the graph, so that
-folding cannot blow a small file up.
+implementation. Folding cannot blow a small file up: what results have more elements than the largest of their inputs
+is added up over the whole graph, and a node that would take the sum beyond `GROWTH_LIMIT` is left in the graph.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,9 @@ import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from binarize_onnx.passes.base import Array, Pass, Skip, constant_value, producer
+from binarize_onnx.passes.base import Array, Context, Pass, Skip, constant_value, producer
 
-GROWTH_LIMIT = 1 << 20  # elements
+GROWTH_LIMIT = 1 << 22  # elements, at most 8 bytes each
 
 FOLDED_OPS = frozenset(
     {
@@ -73,6 +75,26 @@ FOLDED_OPS = frozenset(
     }
 )
 
+BROADCASTING = frozenset(
+    {
+        "Add",
+        "And",
+        "Div",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "Max",
+        "Min",
+        "Mul",
+        "Or",
+        "Pow",
+        "Sub",
+        "Where",
+    }
+)
+
 
 @dataclass(frozen=True)
 class Known:
@@ -85,6 +107,10 @@ class Known:
 class FoldConstants(Pass[Known]):
     """Turn Constant nodes and constant cones into initializers; remove Identity and inference-time Dropout."""
 
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self._grown = 0  # elements
+
     def match(self, node: gs.Node) -> Known | Skip | None:
         """Constant, an identity, or a foldable node whose every input is a constant."""
         if node.domain not in (None, "", "ai.onnx"):
@@ -95,7 +121,7 @@ class FoldConstants(Pass[Known]):
             values = _constant_attribute(node)
         elif node.op in FOLDED_OPS and len(node.outputs) == 1 and not self.context.is_output(node.outputs[0]):
             known = all(isinstance(t, gs.Constant) or t.is_empty() for t in node.inputs)
-            values = _evaluate(node) if known and node.inputs and not _too_large(node) else None
+            values = _evaluate(node) if known and node.inputs and self._affordable(node) else None
         else:
             return None
         return None if values is None else Known(node, values)
@@ -113,10 +139,19 @@ class FoldConstants(Pass[Known]):
                 maker.outputs[maker.outputs.index(source)] = output
                 source, output = output, source
         node.outputs.clear()
+        node.inputs.clear()  # a long cone holds one of its constants at a time
         for consumer in list(output.outputs):
             for index, tensor in enumerate(consumer.inputs):
                 if tensor is output:
                     consumer.inputs[index] = source
+
+    def _affordable(self, node: gs.Node) -> bool:
+        """Whether the graph's growth stays within its limit with this node folded; if so, count it."""
+        growth = _growth(node)
+        if growth is None or self._grown + growth > GROWTH_LIMIT:
+            return False
+        self._grown += growth
+        return True
 
     def _does_nothing(self, node: gs.Node) -> bool:
         """Identity always; Dropout outside training mode, its mask unread."""
@@ -144,21 +179,28 @@ def _constant_attribute(node: gs.Node) -> Array | None:
     return None
 
 
-def _too_large(node: gs.Node) -> bool:
-    """Whether folding could make the file much larger: only ops that broadcast or expand can."""
-    if node.op == "Expand":
-        shape = constant_value(node.inputs[1])
-        return shape is None or int(np.prod(shape)) > GROWTH_LIMIT
+def _growth(node: gs.Node) -> int | None:
+    """How many elements the result has beyond the largest input, at most; None if that cannot be told."""
+    shapes = [tuple(int(d) for d in t.shape) for t in node.inputs if isinstance(t, gs.Constant)]
+    largest = max(prod(shape) for shape in shapes)
     if node.op == "Range":
-        return True
-    shapes = [tuple(t.shape) for t in node.inputs if isinstance(t, gs.Constant)]
-    if node.op in ("Concat", "Gather"):
-        return node.op == "Gather" and int(np.prod(shapes[1])) > GROWTH_LIMIT
-    try:
-        size = int(np.prod(np.broadcast_shapes(*shapes)))
-    except ValueError:
-        return False
-    return size > sum(int(np.prod(s)) for s in shapes) + GROWTH_LIMIT
+        return None
+    if node.op == "Concat":
+        return sum(prod(shape) for shape in shapes) - largest
+    if node.op == "Gather":
+        axis = int(node.attrs.get("axis", 0))
+        if not -len(shapes[0]) <= axis < len(shapes[0]):
+            return None
+        return prod(shapes[0][:axis] + shapes[0][axis:][1:]) * prod(shapes[1]) - largest
+    if node.op == "Expand":
+        target = constant_value(node.inputs[1])
+        if target is None or target.ndim != 1 or np.any(target < 0):
+            return None
+        shapes = [shapes[0], tuple(int(d) for d in target)]
+    elif node.op not in BROADCASTING:
+        return 0
+    sizes = [max(dims) if 0 not in dims else 0 for dims in zip_longest(*(s[::-1] for s in shapes), fillvalue=1)]
+    return max(0, prod(sizes) - largest)
 
 
 def _evaluate(node: gs.Node) -> Array | None:

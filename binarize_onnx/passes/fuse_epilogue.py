@@ -78,8 +78,8 @@ class FuseEpilogue(Pass[Fusion]):
             return None
         operand = step.inputs[1] if step.inputs[0] is y else step.inputs[0]
         if step.op == "PRelu":
-            slope = constant_value(operand)  # PRelu(0) is settled for slopes that are not negative
-            if step.inputs[0] is not y or slope is None or np.any(np.signbit(slope)):
+            slope = constant_value(operand)  # PRelu(0) is settled for slopes that are finite and not negative
+            if step.inputs[0] is not y or slope is None or np.any(np.signbit(slope) | ~np.isfinite(slope)):
                 return None
         return step, step.op, operand
 

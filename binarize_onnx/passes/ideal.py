@@ -57,12 +57,16 @@ def pool_size_is_settled(pool: gs.Node, context: Context) -> bool | None:
 
 def unsettled_pool(tensor: gs.Tensor, context: Context) -> gs.Node | None:
     """A MaxPool on a binary tensor's way from its signs whose size is known to differ between runtimes."""
-    node = producer(tensor)
-    if node is None or node.domain or match_sign(tensor) is not None:
-        return None
-    if node.op == "MaxPool" and pool_size_is_settled(node, context) is False:
-        return node
-    if node.op not in CARRIERS and node.op not in ("Concat", "Pad"):
-        return None
-    sources = node.inputs if node.op == "Concat" else node.inputs[:1]
-    return next((pool for source in sources if (pool := unsettled_pool(source, context)) is not None), None)
+    waiting, seen = [tensor], {id(tensor)}
+    while waiting:
+        tensor = waiting.pop()
+        node = producer(tensor)
+        if node is None or node.domain or match_sign(tensor) is not None:
+            continue
+        if node.op == "MaxPool" and pool_size_is_settled(node, context) is False:
+            return node
+        if node.op in CARRIERS or node.op in ("Concat", "Pad"):
+            sources = node.inputs if node.op == "Concat" else node.inputs[:1]
+            waiting += [source for source in reversed(sources) if id(source) not in seen]
+            seen.update(id(source) for source in sources)
+    return None

@@ -86,11 +86,15 @@ class IdealAffine(Pass[Steps]):
             return Steps(node, x, [("PRelu", np.zeros(1, np.float32))])
         if node.op == "LeakyRelu":
             alpha = np.full(1, node.attrs.get("alpha", 0.01), np.float32)
+            if not np.isfinite(alpha[0]):
+                return None
             return Steps(node, x, [("Where" if np.signbit(alpha[0]) else "PRelu", alpha)])
         if node.op == "PRelu":
             slope: Array | None = constant_value(node.inputs[1])
             negative = slope is not None and slope.dtype == np.float32 and bool(np.any(np.signbit(slope)))
-            return Steps(node, x, [("Where", slope)]) if slope is not None and negative else None
+            if slope is None or not negative or not np.all(np.isfinite(slope)):  # runtimes differ about 0 * infinity
+                return None
+            return Steps(node, x, [("Where", slope)])
         if node.op in ("Sub", "Div"):
             kind = "Add" if node.op == "Sub" else "Mul"
             found = _as_ideal(node, kind)
@@ -135,11 +139,19 @@ class IdealAffine(Pass[Steps]):
             return None
         if any(p.dtype != np.float32 or not np.all(np.isfinite(p)) for p in (gamma, beta, mean, var)):
             return None
+        if any(p.shape != gamma.shape or p.ndim != 1 for p in (beta, mean, var)):
+            return None
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            deviation = np.sqrt(var + np.float32(node.attrs.get("epsilon", 1e-5)))
+            spread = var + np.float32(node.attrs.get("epsilon", 1e-5))
+            deviation = np.sqrt(spread)
             scale = gamma * (np.float32(1) / deviation)
             shift = beta - mean * scale
-        if not (np.all(deviation > 0) and np.all(np.isfinite(scale)) and np.all(np.isfinite(shift))):
+        # Where the variance is infinite or subnormal, versions of onnxruntime disagree about its root.
+        if not (
+            np.all((spread >= np.finfo(np.float32).tiny) & np.isfinite(spread))
+            and np.all(np.isfinite(scale))
+            and np.all(np.isfinite(shift))
+        ):
             return None
         per_channel = (-1,) + (1,) * (len(shape) - 2)
         return Steps(node, node.inputs[0], [("Mul", scale.reshape(per_channel)), ("Add", shift.reshape(per_channel))])

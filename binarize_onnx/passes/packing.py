@@ -49,6 +49,8 @@ def match_pack(node: gs.Node) -> Pack | None:
     threshold, encode, flip = (constant_value(t) for t in node.inputs[1:4])
     if threshold is None or encode is None or flip is None:
         return None
+    if threshold.dtype != np.float32 or encode.dtype != np.float32 or flip.dtype != np.bool_ or encode.ndim != 2:
+        return None
     return Pack(node, node.inputs[0], threshold, encode, flip, int(node.attrs["axis"]))
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,11 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from binarize_onnx import opset
+from binarize_onnx.checks import LARGEST
 from binarize_onnx.passes.base import Array, Context, Pass, Skip, constant_value, producer
 from binarize_onnx.passes.ideal import unsettled_pool
 from binarize_onnx.passes.signs import Level, NotBinary, Sign, match_level, pad_value, trace
+from binarize_onnx.reasons import Code, Reason
 from binarize_onnx.report import SignSite
 
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -43,14 +46,14 @@ class Filter:
     exclude: tuple[str, ...] = ()
     exclude_ops: tuple[str, ...] = ()
 
-    def refuses(self, node: gs.Node) -> str | None:
+    def refuses(self, node: gs.Node) -> Reason | None:
         """Why the caller's own options leave the layer out; None if they do not."""
         if node.op in self.exclude_ops:
-            return f"excluded: operator type {node.op}"
+            return Reason(Code.EXCLUDED, f"operator type {node.op} is excluded")
         if any(re.fullmatch(pattern, node.name) for pattern in self.exclude):
-            return "excluded by name"
+            return Reason(Code.EXCLUDED, "excluded by name")
         if self.include and not any(re.fullmatch(pattern, node.name) for pattern in self.include):
-            return "not among the nodes asked for"
+            return Reason(Code.EXCLUDED, "not among the nodes asked for")
         return None
 
 
@@ -91,35 +94,42 @@ class RecogniseLayers(Pass[BinaryLayer]):
         if excluded is not None:
             return Skip(node, excluded)
         if node.op == "ConvTranspose":
-            return Skip(node, "transposed convolutions stay float")
+            return Skip(node, Reason(Code.UNSUPPORTED_OP, "transposed convolutions stay float"))
         weights_tensor = node.inputs[1]
         values = constant_value(weights_tensor)
         if values is None:
-            on_the_left = node.op != "Conv" and constant_value(node.inputs[0]) is not None
-            why = "are on the left" if on_the_left else f"`{weights_tensor.name}` are computed at run time"
-            return Skip(node, f"its weights {why}")
-        if values.dtype != np.float32:
-            return Skip(node, f"its weights are {values.dtype}; only float32 ones are lowered")
+            if node.op != "Conv" and constant_value(node.inputs[0]) is not None:
+                return Skip(node, Reason(Code.WEIGHTS_ON_LEFT, "its weights are on the left"))
+            words = f"its weights `{weights_tensor.name}` are computed at run time"
+            return Skip(node, Reason(Code.WEIGHTS_NOT_CONSTANT, words))
+        unsuitable = _unsuitable(values)
+        if unsuitable is not None:
+            return Skip(node, unsuitable)
         weights = split_scale(values, output_axis(node))
         data, pads = without_zero_pad(node)
         level = match_level(data)
         signs: list[Sign] | NotBinary | Level = level or trace(data, self.kept_signs)
         if weights is None:
             real = "real-valued weights (more than one magnitude in an output channel)"
-            return Skip(node, real if isinstance(signs, NotBinary) else f"its input is binary, but it has {real}")
+            if isinstance(signs, NotBinary):
+                return Skip(node, Reason(Code.FLOAT_LAYER, f"{real}, and {signs.words}"))
+            return Skip(node, Reason(Code.FLOAT_WEIGHTS, f"its input is binary, but it has {real}"))
         if isinstance(signs, NotBinary):
-            return Skip(node, f"binary weights, but {signs.reason}")
+            return Skip(node, Reason(signs.code, f"binary weights, but {signs.words}"))
         for source in [signs] if isinstance(signs, Level) else signs:
             if self.context.types.get(source.x.name, TensorProto.FLOAT) != TensorProto.FLOAT:
-                return Skip(node, f"`{source.output.name}` reads `{source.x.name}`, which is not float32")
+                words = f"`{source.output.name}` reads `{source.x.name}`, which is not float32"
+                return Skip(node, Reason(Code.NOT_FLOAT32, words))
             if isinstance(source, Sign) and not self._threshold_fits(source):
-                return Skip(node, f"the threshold of its sign `{source.output.name}` has axes that the input has not")
+                words = f"the threshold of its sign `{source.output.name}` has axes that the input has not"
+                return Skip(node, Reason(Code.THRESHOLD_SHAPE, words))
         pool = unsettled_pool(data, self.context)
         if pool is not None:
-            return Skip(node, f"the size of `{pool.outputs[0].name}` depends on the runtime (MaxPool with ceil_mode)")
+            words = f"the size of `{pool.outputs[0].name}` depends on the runtime (MaxPool with ceil_mode)"
+            return Skip(node, Reason(Code.CEIL_MODE, words))
         if pads is None:
             found = _explicit_pads(node, values, self.context) if node.op == "Conv" and values.ndim == 4 else [0]
-            if isinstance(found, str):
+            if isinstance(found, Reason):
                 return Skip(node, found)
             pads = found
         levels = level.threshold.shape[0] if level is not None else 1
@@ -241,11 +251,11 @@ def layer_bias(node: gs.Node) -> Array | None:
 
 
 def split_scale(weights: Array, axis: int) -> Weights | None:
-    """Weights as alpha * signs with one alpha an output channel; None if a channel has several magnitudes.
+    """Finite weights as alpha * signs with one alpha an output channel; None if a channel has several magnitudes.
 
     Zeros beside ±alpha are ternary weights and stay zeros; a channel of nothing but zeros has alpha 0.
     """
-    if weights.dtype != np.float32 or weights.ndim < 2 or weights.size == 0 or not np.all(np.isfinite(weights)):
+    if weights.size == 0:
         return None
     rows = np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1)
     magnitude = np.abs(rows)
@@ -258,41 +268,87 @@ def split_scale(weights: Array, axis: int) -> Weights | None:
     return Weights(np.where(dead, np.float32(1), signs).astype(np.float32), scale.astype(np.float32))
 
 
-def _unsupported(node: gs.Node, weights: Array, levels: int, pads: list[int], context: Context) -> str | None:
+def _unsuitable(weights: Array) -> Reason | None:
+    """What keeps weights from being read as ±alpha before their values matter; None if nothing does."""
+    if weights.dtype != np.float32:
+        return Reason(Code.NOT_FLOAT32, f"its weights are {weights.dtype}; only float32 ones are lowered")
+    if weights.ndim < 2:
+        return Reason(Code.UNSUPPORTED_RANK, f"its weights have rank {weights.ndim}; at least 2 is needed")
+    if not np.all(np.isfinite(weights)):
+        return Reason(Code.WEIGHTS_NOT_FINITE, "its weights hold NaN or infinity")
+    return None
+
+
+def _unsupported(node: gs.Node, weights: Array, levels: int, pads: list[int], context: Context) -> Reason | None:
     """Why a binary layer cannot be lowered; None if it can."""
     bias = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
     if bias is not None and constant_value(bias) is None:
-        return f"its bias `{bias.name}` is computed at run time"
+        return Reason(Code.BIAS_NOT_CONSTANT, f"its bias `{bias.name}` is computed at run time")
     if node.op == "Conv":
         if weights.ndim != 4:
-            return f"{weights.ndim - 2}-D convolutions stay float; only 2-D ones are lowered"
+            words = f"{weights.ndim - 2}-D convolutions stay float; only 2-D ones are lowered"
+            return Reason(Code.UNSUPPORTED_RANK, words)
         group = int(node.attrs.get("group", 1))
         if weights.shape[1] == 1 and group == weights.shape[0] > 1:
-            return f"depthwise: {weights[0].size} binary products a pixel are no faster than float ones"
+            words = f"depthwise: {weights[0].size} binary products a pixel are no faster than float ones"
+            return Reason(Code.DEPTHWISE, words)
         if min(pads) < 0:
-            return f"negative pads {pads} stay float"
+            return Reason(Code.UNSUPPORTED_ATTRIBUTE, f"negative pads {pads} stay float")
         if min([group, *node.attrs.get("strides", []), *node.attrs.get("dilations", [])]) < 1:
-            return "its group, strides or dilations are not all positive"
+            return Reason(Code.INVALID_ATTRIBUTE, "its group, strides or dilations are not all positive")
         length = weights[0].size
     else:
         shape = context.shape(node.inputs[0])
         if weights.ndim != 2:
-            return f"its weights have rank {weights.ndim}; only matrices are lowered"
+            return Reason(Code.UNSUPPORTED_RANK, f"its weights have rank {weights.ndim}; only matrices are lowered")
         if shape is None:
-            return f"the rank of its input `{node.inputs[0].name}` is unknown; --input-shape may settle it"
+            words = f"the rank of its input `{node.inputs[0].name}` is unknown; --input-shape may settle it"
+            return Reason(Code.DYNAMIC_SHAPE, words)
         if len(shape) < 2:
-            return f"its input `{node.inputs[0].name}` has rank {len(shape)}; at least 2 is needed"
+            words = f"its input `{node.inputs[0].name}` has rank {len(shape)}; at least 2 is needed"
+            return Reason(Code.UNSUPPORTED_RANK, words)
         if node.op == "Gemm" and node.attrs.get("transA", 0):
-            return "Gemm with transA stays float"
+            return Reason(Code.UNSUPPORTED_ATTRIBUTE, "Gemm with transA stays float")
         if bias is not None and int(np.prod(bias.shape)) not in (1, *bias.shape[-1:]):
-            return f"its bias `{bias.name}` differs from row to row"
+            return Reason(Code.BIAS_PER_ROW, f"its bias `{bias.name}` differs from row to row")
         length = weights.shape[1] if node.attrs.get("transB", 0) else weights.shape[0]
+    mismatch = _mismatch(node, weights, length, context)
+    if mismatch is not None:
+        return Reason(Code.INVALID_ATTRIBUTE, mismatch)
+    with np.errstate(over="ignore"):
+        largest = np.abs(weights).max() * np.float32(length * levels)
+    if not np.isfinite(largest):
+        return Reason(Code.WEIGHTS_NOT_FINITE, "its weights are so large that its dot products overflow float32")
     if length * levels >= EXACT_LENGTH:
-        return f"its dot products reach {length * levels}; float32 counts exactly only below {EXACT_LENGTH}"
+        words = f"its dot products reach {length * levels}; float32 counts exactly only below {EXACT_LENGTH}"
+        return Reason(Code.SUM_TOO_LONG, words)
     return None
 
 
-def _explicit_pads(node: gs.Node, weights: Array, context: Context) -> str | list[int]:
+def _mismatch(node: gs.Node, weights: Array, length: int, context: Context) -> str | None:
+    """How input, weights, bias and output contradict each other, as far as their sizes are known."""
+    data, convolution = node.inputs[0], node.op == "Conv"
+    given = context.known.get(data.name)
+    reads = weights.shape[1] * int(node.attrs.get("group", 1)) if convolution else length
+    channels = given[1 if convolution else -1] if given is not None and len(given) >= 2 else None
+    if channels is not None and channels != reads:
+        return f"its weights read {reads} channels, and `{data.name}` has {channels}"
+    if convolution and given is not None and len(given) != 4:
+        return f"its weights have rank 4, and `{data.name}` has rank {len(given)}"
+    bias, outputs = layer_bias(node), weights.shape[output_axis(node)]
+    if bias is not None and bias.size not in ((outputs,) if convolution else (1, outputs)):
+        return f"it has {outputs} outputs, and its bias has {bias.size} values"
+    factors = [float(node.attrs.get(name, 1.0)) for name in ("alpha", "beta")]
+    if not np.all(np.isfinite(factors)):
+        return f"its alpha and beta are {factors[0]} and {factors[1]}"
+    for tensor in (data, node.outputs[0]):
+        sizes = [d for d in context.known.get(tensor.name, ()) if d is not None]
+        if any(d < 1 for d in sizes) or prod(sizes) > LARGEST:
+            return f"`{tensor.name}` would have the sizes {sizes}"
+    return None
+
+
+def _explicit_pads(node: gs.Node, weights: Array, context: Context) -> Reason | list[int]:
     """Pads as (top, left, bottom, right), or why they are not known."""
     auto = node.attrs.get("auto_pad", "NOTSET")
     if auto == "NOTSET":
@@ -305,13 +361,14 @@ def _explicit_pads(node: gs.Node, weights: Array, context: Context) -> str | lis
         reach = int(dilations[axis]) * (weights.shape[2 + axis] - 1) + 1
         stride = int(strides[axis])
         if stride < 1:
-            return "its strides are not all positive"
+            return Reason(Code.INVALID_ATTRIBUTE, "its strides are not all positive")
         if stride == 1:
             total = reach - 1
         else:
             size = context.known_dim(node.inputs[0], 2 + axis)
             if size is None:
-                return f"auto_pad {auto} with stride {stride} needs a fixed image size; give one with --input-shape"
+                words = f"auto_pad {auto} with stride {stride} needs a fixed image size; give one with --input-shape"
+                return Reason(Code.DYNAMIC_SHAPE, words)
             total = max((-(-size // stride) - 1) * stride + reach - size, 0)
         small = total // 2
         begin.append(small if auto == "SAME_UPPER" else total - small)

@@ -15,11 +15,15 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from binarize_onnx import opset
+from binarize_onnx.checks import shown
 from binarize_onnx.passes.base import Array, constant_value, producer, split_operands
+from binarize_onnx.reasons import Code
 from binarize_onnx.thresholds import after
 
 # What a binary tensor may pass through on its way from the sign to the layer and stay binary.
 CARRIERS = frozenset({"MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze"})
+
+DEEPEST = 200  # Concat and Pad nodes between a sign and a layer
 
 NEVER_NEGATIVE = frozenset({"Relu", "Abs", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Sqrt"})
 # Never negative where no input is; windows and padding of the pools are not below 0 either.
@@ -62,9 +66,10 @@ class Level:
 
 @dataclass(frozen=True)
 class NotBinary:
-    """Why a tensor is not binary, as the end of a sentence about the layer that reads it."""
+    """Why a tensor is not binary: the code, and the end of a sentence about the layer that reads it."""
 
-    reason: str
+    code: Code
+    words: str
 
 
 def match_sign(tensor: gs.Tensor) -> Sign | None:
@@ -74,7 +79,7 @@ def match_sign(tensor: gs.Tensor) -> Sign | None:
         return None
     if node.domain == opset.IDEAL_DOMAIN and node.op == "BinarySign":
         threshold, flip = constant_value(node.inputs[1]), constant_value(node.inputs[2])
-        if threshold is None or flip is None:
+        if threshold is None or flip is None or threshold.dtype != np.float32 or flip.dtype != np.bool_:
             return None
         rank = max(threshold.ndim, flip.ndim)
         return Sign(tensor, node.inputs[0], threshold, flip, int(node.attrs["x_low"]), rank=rank)
@@ -100,60 +105,82 @@ def match_level(tensor: gs.Tensor) -> Level | None:
     return None if threshold is None else Level(tensor, node.inputs[0], threshold)
 
 
-def trace(tensor: gs.Tensor, kept: frozenset[str]) -> list[Sign] | NotBinary:
+def trace(
+    tensor: gs.Tensor, kept: frozenset[str], known: dict[int, list[Sign] | NotBinary] | None = None, depth: int = 0
+) -> list[Sign] | NotBinary:
     """The signs that a tensor's every element comes from, through ops that keep it binary.
 
     All signs found share one x_low; a Pad must fill with one of the two values. `kept` names three-valued signs that
-    are to stay as they are.
+    are to stay as they are. Every sign is found once, and every tensor traced once (`known`, by id).
     """
+    known = {} if known is None else known
+    while (node := producer(tensor)) is not None and node.op in CARRIERS and not node.domain:
+        tensor = node.inputs[0]
+    if id(tensor) not in known:
+        known[id(tensor)] = _trace_step(tensor, kept, known, depth)
+    return known[id(tensor)]
+
+
+def _trace_step(
+    tensor: gs.Tensor, kept: frozenset[str], known: dict[int, list[Sign] | NotBinary], depth: int
+) -> list[Sign] | NotBinary:
+    """`trace` for a tensor that no carrier writes."""
     sign = match_sign(tensor)
     if sign is not None and tensor.name in kept:
-        return NotBinary(f"sign `{tensor.name}` is kept three-valued: 0 can reach it, and a bit has no zero")
+        return NotBinary(
+            Code.SIGN_ZERO, f"sign `{tensor.name}` is kept three-valued: 0 can reach it, and a bit has no zero"
+        )
     if sign is not None:
         return [sign]
     node = producer(tensor)
     if node is None:
-        return NotBinary(f"its input `{tensor.name}` is real-valued: there is no sign on it")
-    if node.domain:
-        return NotBinary(f"its input comes from {node.domain}.{node.op} (`{tensor.name}`), not from a sign")
-    if node.op in CARRIERS:
-        return trace(node.inputs[0], kept)
+        return NotBinary(Code.INPUT_NOT_SIGN, f"its input `{tensor.name}` is real-valued: there is no sign on it")
+    if depth >= DEEPEST and node.op in ("Concat", "Pad"):
+        return NotBinary(Code.INPUT_NOT_SIGN, f"`{tensor.name}` is behind more than {DEEPEST} Concat and Pad nodes")
     if node.op == "Concat":
-        found: list[Sign] = []
+        found: dict[int, Sign] = {}
         for part in node.inputs:
-            signs = trace(part, kept)
+            signs = trace(part, kept, known, depth + 1)
             if isinstance(signs, NotBinary):
                 return signs
-            found += signs
-        if len({s.x_low for s in found}) != 1:
-            return NotBinary(f"`{tensor.name}` joins {{-1, 1}} signs with {{0, 1}} ones")
-        return found
+            found |= {id(s.output): s for s in signs}
+        if len({s.x_low for s in found.values()}) != 1:
+            return NotBinary(Code.MIXED_SIGNS, f"`{tensor.name}` joins {{-1, 1}} signs with {{0, 1}} ones")
+        return list(found.values())
     if node.op == "Pad":
-        signs = trace(node.inputs[0], kept)
+        signs = trace(node.inputs[0], kept, known, depth + 1)
         if isinstance(signs, NotBinary):
             return signs
         value = pad_value(node)
         if value is None or value not in (1, signs[0].x_low):
-            return NotBinary(f"`{tensor.name}` is padded with a value that is neither +1 nor {signs[0].x_low}")
+            words = f"`{tensor.name}` is padded with a value that is neither +1 nor {signs[0].x_low}"
+            return NotBinary(Code.PAD_VALUE, words)
         return signs
-    return NotBinary(f"its input comes from {node.op} (`{tensor.name}`), not from a sign")
+    return NotBinary(Code.INPUT_NOT_SIGN, f"its input comes from {shown(node)} (`{tensor.name}`), not from a sign")
 
 
 def never_negative(tensor: gs.Tensor) -> bool:
     """Whether the graph shows that no element can be below 0."""
-    values = constant_value(tensor)
-    if values is not None:
-        return bool(np.issubdtype(values.dtype, np.floating) and np.all(values >= 0))
-    node = producer(tensor)
-    if node is None or node.domain:
-        return False
-    if node.op in NEVER_NEGATIVE:
-        return True
-    if node.op == "Clip":
-        low = constant_value(node.inputs[1]) if len(node.inputs) > 1 else None
-        return low is not None and bool(np.all(low >= 0))
-    data = node.inputs if node.op in ("Concat", "Add", "Mul") else node.inputs[:1]
-    return node.op in KEEPS_NON_NEGATIVE and all(never_negative(t) for t in data)
+    waiting, seen = [tensor], {id(tensor)}
+    while waiting:
+        tensor = waiting.pop()
+        values, node = constant_value(tensor), producer(tensor)
+        if values is not None:
+            if not (np.issubdtype(values.dtype, np.floating) and np.all(values >= 0)):
+                return False
+        elif node is None or node.domain:
+            return False
+        elif node.op == "Clip":
+            low = constant_value(node.inputs[1]) if len(node.inputs) > 1 else None
+            if low is None or not np.all(low >= 0):
+                return False
+        elif node.op not in NEVER_NEGATIVE:
+            if node.op not in KEEPS_NON_NEGATIVE:
+                return False
+            data = node.inputs if node.op in ("Concat", "Add", "Mul") else node.inputs[:1]
+            waiting += [t for t in data if id(t) not in seen]
+            seen.update(id(t) for t in data)
+    return True
 
 
 def pad_value(node: gs.Node) -> int | None:
@@ -163,12 +190,12 @@ def pad_value(node: gs.Node) -> int | None:
     if len(node.inputs) > 3 and not node.inputs[3].is_empty():
         return None
     pads = constant_value(node.inputs[1])
-    if pads is None or np.any(pads < 0):
+    if pads is None or pads.dtype != np.int64 or np.any(pads < 0):
         return None
     if len(node.inputs) < 3 or node.inputs[2].is_empty():
         return 0
     value = constant_value(node.inputs[2])
-    if value is None or float(value.reshape(-1)[0]) not in (-1.0, 0.0, 1.0):
+    if value is None or value.size != 1 or float(value.reshape(-1)[0]) not in (-1.0, 0.0, 1.0):
         return None
     return int(value.reshape(-1)[0])
 
@@ -229,12 +256,11 @@ def _match_doubled_cast(tensor: gs.Tensor, node: gs.Node) -> Sign | None:
 
 def _match_comparison(tensor: gs.Tensor) -> tuple[gs.Tensor, Array, Array] | None:
     """`(x, threshold, flip)` of a comparison of x with a float32 constant; x > c is x >= the next float after c."""
-    node = producer(tensor)
+    node, inverted = producer(tensor), False
+    while node is not None and node.op == "Not" and not node.domain:
+        node, inverted = producer(node.inputs[0]), not inverted
     if node is None or node.domain:
         return None
-    if node.op == "Not":
-        inner = _match_comparison(node.inputs[0])
-        return None if inner is None else (inner[0], inner[1], ~inner[2])
     if node.op not in ("GreaterOrEqual", "Greater", "LessOrEqual", "Less"):
         return None
     operands = split_operands(node)
@@ -245,4 +271,4 @@ def _match_comparison(tensor: gs.Tensor) -> tuple[gs.Tensor, Array, Array] | Non
     # x >= c and x < c share the threshold c; x > c and x <= c share the next float above.
     at_bound = node.op.endswith("OrEqual") == greater
     threshold = bound if at_bound else after(bound)
-    return x, np.asarray(threshold), np.full(threshold.shape, not greater)
+    return x, np.asarray(threshold), np.full(threshold.shape, greater == inverted)

@@ -10,6 +10,8 @@ from binarize_onnx.errors import ModelError
 from binarize_onnx.verify.arrays import Array, Arrays, difference, same_bits
 from binarize_onnx.verify.results import Accuracy, OutputRow
 
+NO_CLASS = np.iinfo(np.int64).min  # and the two numbers above it: the class of a sample whose scores hold NaN
+
 
 class Outputs:
     """Every output of both models, over all batches.
@@ -33,8 +35,11 @@ class Outputs:
             row.max_diff = max(row.max_diff, _largest_difference(a, b))
             row.drift = max(row.drift, _largest_difference(a, c))
             row.identical = row.identical and bool(np.all(same_bits(a, b)))
-            if batched and a.ndim == 2 and a.shape[1] > 1 and a.dtype.kind == "f":
-                self._classes.setdefault(row.name, []).append(np.stack([x.argmax(axis=1) for x in (a, b, c)]))
+            if a.dtype.kind == "f":
+                row.nans += int(np.count_nonzero(np.isnan(a) | np.isnan(b)))
+                if batched and a.ndim == 2 and a.shape[1] > 1:
+                    classes = [_classes(x, NO_CLASS + i) for i, x in enumerate((a, b, c))]
+                    self._classes.setdefault(row.name, []).append(np.stack(classes))
 
     def judge_classes(self, labels: Array | None) -> Accuracy | None:
         """Fill in how often the classes agree; the labels are for the first output that has classes."""
@@ -49,6 +54,11 @@ class Outputs:
         if labels is not None and accuracy is None:
             raise ModelError("there are labels, but no output is [samples, classes].", fix="Leave the labels out.")
         return accuracy
+
+
+def _classes(scores: Array, none: int) -> Array:
+    """The largest class of every sample; `none`, which is nobody else's, where the scores hold NaN."""
+    return np.where(np.isnan(scores).any(axis=1), none, scores.argmax(axis=1))
 
 
 def _largest_difference(a: Array, b: Array) -> float:

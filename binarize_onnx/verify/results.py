@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, field
 from math import isfinite
 from typing import Any
 
-from binarize_onnx.errors import GateFailed
+from binarize_onnx.errors import UsageError
+from binarize_onnx.gates import Gate, at_least, at_most, percent, require
+from binarize_onnx.report import printable
 
 
 @dataclass
@@ -19,7 +21,9 @@ class OutputRow:
         shape: of the source's output, all samples together.
         max_diff: the largest absolute difference; infinite where one is a number and the other is not.
         identical: whether they agree bit for bit.
-        agreement: share of samples with the same largest class; None if the output is not [samples, classes].
+        nans: places at which either is NaN.
+        agreement: share of samples with the same largest class, to which NaN belongs in none; None if the output is
+            not [samples, classes].
         drift: how far the source moves between ORT_DISABLE_ALL and onnxruntime's default level.
         drift_agreement: share of samples whose class survives that.
     """
@@ -28,6 +32,7 @@ class OutputRow:
     shape: tuple[int, ...] = ()
     max_diff: float = 0.0
     identical: bool = True
+    nans: int = 0
     agreement: float | None = None
     drift: float = 0.0
     drift_agreement: float | None = None
@@ -83,6 +88,13 @@ class TensorRow:
     outside: int = 0
     beyond: int = 0
 
+    @property
+    def error(self) -> str:
+        """What of it no rounding explains, in words; empty if nothing."""
+        if not self.beyond:
+            return ""
+        return f"tensor `{self.name}`: {self.beyond} of {self.elements} values differ by more than rounding can do"
+
 
 @dataclass
 class Flip:
@@ -113,6 +125,18 @@ class SignRow:
     zeros: int = 0
     flips: list[Flip] = field(default_factory=list)
 
+    @property
+    def beyond(self) -> int:
+        """Signs that no rounding explains."""
+        return self.flips_outside
+
+    @property
+    def error(self) -> str:
+        """What of it no rounding explains, in words; empty if nothing."""
+        if not self.beyond:
+            return ""
+        return f"sign `{self.name}`: {self.beyond} of {self.elements} differ beyond the rounding bound"
+
 
 @dataclass
 class Accuracy:
@@ -124,7 +148,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Gates:
-    """What the caller demands; None demands nothing.
+    """What the caller demands; None demands nothing. An output that is NaN anywhere fails every demand on outputs.
 
     Attributes:
         max_diff: of any output.
@@ -137,6 +161,12 @@ class Gates:
     max_sign_flips: int | None = None
     min_agreement: float | None = None
     max_metric_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse limits that are no numbers: they would decide nothing, or everything."""
+        for name, limit in asdict(self).items():
+            if limit is not None and not isfinite(limit):
+                raise UsageError(f"{name} is {limit};", fix="give a finite number.")
 
 
 @dataclass
@@ -172,48 +202,50 @@ class Verification:
         """Signs that differ, zeros apart; None if they were not counted."""
         return None if self.exact is None else sum(row.flips_inside + row.flips_outside for row in self.signs)
 
-    def failures(self, gates: Gates | None = None) -> list[str]:
-        """What does not hold, in words: the compiler's own promises, then the caller's gates."""
-        return [*self._broken_promises(), *self._failed_gates(gates or Gates())]
+    def gates(self, demanded: Gates | None = None) -> list[Gate]:
+        """What has to hold: the compiler's own promises (`exact`, `rounding`), then the caller's demands."""
+        return [*self._promises(), *self._demands(demanded or Gates())]
 
-    def require(self, gates: Gates | None = None) -> None:
+    def require(self, demanded: Gates | None = None) -> None:
         """Raise GateFailed, naming everything that does not hold."""
-        failures = self.failures(gates)
-        if failures:
-            raise GateFailed("; ".join(failures) + ".")
+        require(self.gates(demanded))
 
-    def _broken_promises(self) -> Iterator[str]:
-        if self.exact is not None and not self.exact.equal:
-            yield f"the candidate is not bit for bit the ideal graph, first in {self.exact.first_diverging}"
-        for row in self.layers:
-            if isinstance(row, SignRow) and row.flips_outside:
-                yield f"sign `{row.name}`: {row.flips_outside} of {row.elements} differ beyond the rounding bound"
-            if isinstance(row, TensorRow) and row.beyond:
-                yield f"tensor `{row.name}`: {row.beyond} of {row.elements} values differ by more than rounding can do"
+    def _promises(self) -> Iterator[Gate]:
+        if self.exact is None:
+            return
+        first = self.exact.first_diverging
+        departs = f"the candidate is not bit for bit the ideal graph, first in {first}"
+        found = "the candidate is the ideal graph bit for bit" if self.exact.equal else departs
+        yield at_most("exact", 0 if self.exact.equal else first.differing if first else None, 0, found)
+        errors = [row.error for row in self.layers if row.beyond]
+        found = "; ".join(errors) or "rounding explains every difference from the original"
+        yield at_most("rounding", sum(row.beyond for row in self.layers), 0, found)
 
-    def _failed_gates(self, gates: Gates) -> Iterator[str]:
-        if gates.max_diff is not None:
+    def _demands(self, limits: Gates) -> Iterator[Gate]:
+        nan = next((f"output `{row.name}` is NaN at {row.nans} places" for row in self.outputs if row.nans), "")
+        if limits.max_diff is not None:
             worst = max(self.outputs, key=lambda row: row.max_diff)
-            if not worst.max_diff <= gates.max_diff:
-                yield f"max-diff: output `{worst.name}` differs by {worst.max_diff:.6g}, more than {gates.max_diff:g}"
-        if gates.max_sign_flips is not None:
-            if self.sign_flips is None:
-                yield "max-sign-flips: signs were not compared, the candidate was not made from the reference"
-            elif self.sign_flips > gates.max_sign_flips:
-                yield f"max-sign-flips: {self.sign_flips} signs differ, more than {gates.max_sign_flips}"
-        if gates.min_agreement is not None:
+            found = nan or f"output `{worst.name}` differs by {worst.max_diff}"
+            yield at_most("max-diff", None if nan else worst.max_diff, limits.max_diff, found)
+        if limits.max_sign_flips is not None:
+            unknown = "signs were not compared, the candidate was not made from the reference"
+            found = unknown if self.sign_flips is None else f"{self.sign_flips} signs differ"
+            yield at_most("max-sign-flips", self.sign_flips, limits.max_sign_flips, found)
+        if limits.min_agreement is not None:
             classes = [row.agreement for row in self.outputs if row.agreement is not None]
-            if not classes:
-                yield "min-agreement: no output is [samples, classes]"
-            elif min(classes) < gates.min_agreement:
-                yield f"min-agreement: {min(classes):.4f} of samples keep their class, asked {gates.min_agreement:g}"
-        if gates.max_metric_drop is not None:
-            if self.accuracy is None:
-                yield "max-metric-drop: there are no labels to measure accuracy with"
-            else:
-                drop = 100 * (self.accuracy.reference - self.accuracy.candidate)
-                if drop > gates.max_metric_drop + 1e-9:  # percentages of counts do not subtract exactly
-                    yield f"max-metric-drop: accuracy falls by {drop:.2f} points, more than {gates.max_metric_drop:g}"
+            share = None if nan or not classes else min(classes)
+            found = nan or "no output is [samples, classes]"
+            if share is not None:
+                found = f"{percent(share)} of the samples keep their class"
+            yield at_least("min-agreement", share, limits.min_agreement, found, percent)
+        if limits.max_metric_drop is not None:
+            drop = None
+            found = nan or "there are no labels to measure accuracy with"
+            if self.accuracy is not None and not nan:
+                # Shares of counts do not subtract exactly; a billionth of a point is none of them.
+                drop = round(100 * (self.accuracy.reference - self.accuracy.candidate), 9)
+                found = f"accuracy falls by {drop} points"
+            yield at_most("max-metric-drop", drop, limits.max_metric_drop, found)
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON types; a difference without a number is null."""
@@ -223,39 +255,16 @@ class Verification:
 
     def table(self) -> str:
         """Everything for a person."""
-        return "\n".join([*self._overview(), *self._layer_lines(), *(f"note         {note}" for note in self.notes)])
+        overview = (f"{name:<12} {value}" for name, value in self._overview())
+        notes = (f"note         {note}" for note in self.notes)
+        return "\n".join(printable(line) for line in (*overview, *self._layer_lines(), *notes))
 
-    def _overview(self) -> Iterator[str]:
-        yield f"inputs       {self.samples} samples, {self.inputs}"
-        for row in self.outputs:
-            same = "bit-identical" if row.identical else f"differs by up to {row.max_diff:.6g}"
-            yield f"output       {row.name} {list(row.shape)}: {same}{self._classes(row.agreement)}"
-            drift = f"moves by up to {row.drift:.6g}" if row.drift else "stays the same"
-            yield (
-                f"             the original itself {drift} at onnxruntime's default optimisation level"
-                f"{self._classes(row.drift_agreement)}"
-            )
-        if self.accuracy is not None:
-            yield f"accuracy     original {self.accuracy.reference:.2%}, candidate {self.accuracy.candidate:.2%}"
-        if self.exact is not None:
-            compared = f"{self.exact.float_tensors} float and {self.exact.packed_tensors} packed tensors"
-            if self.exact.equal:
-                yield f"exact        yes: {compared} equal the ideal graph bit for bit"
-            else:
-                yield f"exact        NO: of {compared} the first that departs is {self.exact.first_diverging}"
-            zeros = sum(row.zeros for row in self.signs)
-            yield (
-                f"sign flips   {self.sign_flips} of {sum(row.elements for row in self.signs)}, fed with the original's "
-                f"own tensors ({sum(row.flips_outside for row in self.signs)} beyond rounding)"
-                + (f"; the original has 0 at {zeros} more" if zeros else "")
-            )
+    def overview(self) -> list[tuple[str, str]]:
+        """What there is to say about the two models as a whole: pairs of name and value."""
+        return [*self._overview(), *(("note", note) for note in self.notes)]
 
-    def _classes(self, share: float | None) -> str:
-        return "" if share is None else f", same class for {round(share * self.samples)} of {self.samples}"
-
-    def _layer_lines(self) -> Iterator[str]:
-        if not self.layers:
-            return
+    def rows(self) -> list[tuple[str, ...]]:
+        """The layers as lines of a table, its header first."""
         table: list[tuple[str, ...]] = [
             ("layer by layer", "values", "max diff", "bound", "outside", "flips", "beyond", "zeros")
         ]
@@ -266,6 +275,39 @@ class Verification:
             else:
                 numbers = f"{row.max_diff:.3g}", f"{row.bound:.3g}", str(row.outside), "", str(row.beyond)
                 table.append((row.name, str(row.elements), *numbers, ""))
+        return table
+
+    def _overview(self) -> Iterator[tuple[str, str]]:
+        yield "inputs", f"{self.samples} samples, {self.inputs}"
+        for row in self.outputs:
+            same = "bit-identical" if row.identical else f"differs by up to {row.max_diff:.6g}"
+            nans = f" (NaN at {row.nans} places)" if row.nans else ""
+            yield "output", f"{row.name} {list(row.shape)}: {same}{nans}{self._classes(row.agreement)}"
+            drift = f"moves by up to {row.drift:.6g}" if row.drift else "stays the same"
+            classes = self._classes(row.drift_agreement)
+            yield "", f"the original itself {drift} at onnxruntime's default optimisation level{classes}"
+        if self.accuracy is not None:
+            yield "accuracy", f"original {self.accuracy.reference:.2%}, candidate {self.accuracy.candidate:.2%}"
+        if self.exact is not None:
+            compared = f"{self.exact.float_tensors} float and {self.exact.packed_tensors} packed tensors"
+            if self.exact.equal:
+                yield "exact", f"yes: {compared} equal the ideal graph bit for bit"
+            else:
+                yield "exact", f"NO: of {compared} the first that departs is {self.exact.first_diverging}"
+            zeros = sum(row.zeros for row in self.signs)
+            flips = (
+                f"{self.sign_flips} of {sum(row.elements for row in self.signs)}, fed with the original's own tensors "
+                f"({sum(row.beyond for row in self.signs)} beyond rounding)"
+            )
+            yield "sign flips", flips + (f"; the original has 0 at {zeros} more" if zeros else "")
+
+    def _classes(self, share: float | None) -> str:
+        return "" if share is None else f", same class for {round(share * self.samples)} of {self.samples}"
+
+    def _layer_lines(self) -> Iterator[str]:
+        if not self.layers:
+            return
+        table = self.rows()
         widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
         yield ""
         for number, line in enumerate(table):

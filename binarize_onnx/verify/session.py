@@ -39,7 +39,7 @@ class Runner:
         except (EncodeError, ValueError):
             raise ModelError("the model is too large to verify: it does not fit into one protobuf of 2 GB.") from None
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what it says in errors is passed on; the rest is not about the user's model
         if not optimise:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         start = runtime.InferenceSession if library else onnxruntime.InferenceSession

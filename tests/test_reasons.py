@@ -1,0 +1,224 @@
+"""Reason codes: each is documented, each can happen, and none means two things."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from test_odd_graphs import IMAGE, W, damaged, network, node, sign, signs
+
+from binarize_onnx import Config, convert, inspect
+from binarize_onnx.reasons import Code
+from binarize_onnx.report import Layer, Report
+
+ROOT = Path(__file__).resolve().parent.parent
+REAL = np.linspace(-1, 1, 64, dtype=np.float32).reshape(8, 8, 1, 1)
+ROWS = {"x": ["N", 16]}
+
+
+def conv(weights: Any = W["w"], *, before: Sequence[onnx.NodeProto] = (), **attributes: Any) -> onnx.ModelProto:
+    """A sign and the convolution `layer` that reads it; `before` are nodes that make `s` in its stead."""
+    nodes = [*(before or sign("x", "s")), node("Conv", "s k", "y", "layer", **attributes)]
+    return network(nodes, {"x": ["N", 8, "H", "W"]}, {"y": 4}, {"k": weights})
+
+
+def gemm(inputs: str = "s m", constants: Any = None, **attributes: Any) -> onnx.ModelProto:
+    constants = {"m": signs(16, 16), **(constants or {})}
+    return network([*sign("x", "s"), node("Gemm", inputs, "y", "layer", **attributes)], ROWS, {"y": 2}, constants)
+
+
+def matmul(inputs: str, shape: list[Any], constants: dict[str, Any]) -> onnx.ModelProto:
+    return network([*sign("x", "s"), node("MatMul", inputs, "y", "layer")], {"x": shape}, {"y": 2}, constants)
+
+
+def mixed() -> onnx.ModelProto:
+    nodes = [*sign("x", "a"), node("Relu", "x", "r"), node("Sign", "r", "b"), node("Concat", "a b", "s", axis=1)]
+    return conv(signs(8, 16, 1, 1), before=nodes)
+
+
+def padded() -> onnx.ModelProto:
+    model = conv(before=[*sign("x", "a"), node("Pad", "a pads half", "s")])
+    constants = {"pads": np.asarray([0, 0, 1, 1, 0, 0, 1, 1]), "half": np.float32(0.5)}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items())
+    return model
+
+
+def higher_threshold() -> onnx.ModelProto:
+    before = [node("GreaterOrEqual", "x zero", "ge"), node("Where", "ge ones minus", "s")]
+    nodes = [*before, node("MatMul", "s m", "y", "layer")]
+    return network(nodes, ROWS, {"y": 3}, {"ones": np.ones((1, 1, 1), np.float32), "m": signs(16, 4)})
+
+
+def weights_as_input(position: str) -> onnx.ModelProto:
+    model = gemm("s m b", {"b": np.ones(16, np.float32)})
+    (moved,) = (t for t in model.graph.initializer if t.name == position)
+    model.graph.initializer.remove(moved)
+    model.graph.input.append(helper.make_tensor_value_info(position, TensorProto.FLOAT, moved.dims))
+    return model
+
+
+def ceil_mode() -> onnx.ModelProto:
+    pool = node("MaxPool", "a", "s", kernel_shape=[2, 2], strides=[2, 2], pads=[1] * 4, ceil_mode=1)
+    nodes = [*sign("x", "a"), pool, node("Conv", "s w", "y", "layer")]
+    return network(nodes, {"x": ["N", 8, 5, 5]}, {"y": 4}, W)
+
+
+def levels(count: int, length: int) -> onnx.ModelProto:
+    level = helper.make_node("Level", ["x", "t"], ["s"], domain="binarize_onnx.ideal")
+    constants = {"t": np.arange(count, dtype=np.float32), "w": signs(1, length, 1, 1)}
+    model = network([level, node("Conv", "s w", "y", "layer")], {"x": ["N", length, 1, 1]}, {"y": 4}, constants)
+    model.opset_import.append(helper.make_opsetid("binarize_onnx.ideal", 1))
+    return model
+
+
+def branches() -> onnx.ModelProto:
+    def branch(name: str, layer: onnx.NodeProto) -> onnx.GraphProto:
+        output = helper.make_tensor_value_info(layer.output[0], TensorProto.FLOAT, ["?"] * 4)
+        return helper.make_graph([layer], name, [], [output])
+
+    then, other = branch("then", node("Conv", "s w", "o1", "layer")), branch("else", node("Identity", "s", "o2"))
+    nodes = [*sign("x", "s"), helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=other)]
+    model = network(nodes, IMAGE, {"y": 4}, W)
+    model.graph.input.append(helper.make_tensor_value_info("c", TensorProto.BOOL, []))
+    return model
+
+
+def unused() -> onnx.ModelProto:
+    nodes = [*sign("x", "s"), node("Conv", "s w", "y", "other"), node("Conv", "s v", "z", "layer")]
+    return network(nodes, IMAGE, {"y": 4}, W)
+
+
+def old_opset() -> onnx.ModelProto:
+    return network([node("Conv", "x w", "y", "layer")], IMAGE, {"y": 4}, W, opset=8)
+
+
+def half_floats() -> onnx.ModelProto:
+    return conv(W["w"].astype(np.float16))
+
+
+KEEP = Config(sign_zero="keep")
+EXAMPLES: list[tuple[Code, Callable[[], onnx.ModelProto], Config]] = [
+    (Code.BINARY, conv, Config()),
+    (Code.ALREADY_COMPILED, lambda: convert(conv()).model, Config()),
+    (Code.FLOAT_LAYER, lambda: conv(REAL, before=[node("Relu", "x", "s")]), Config()),
+    (Code.FLOAT_WEIGHTS, lambda: conv(REAL), Config()),
+    (Code.INPUT_NOT_SIGN, lambda: conv(before=[node("Relu", "x", "s")]), Config()),
+    (Code.SIGN_ZERO, lambda: conv(before=[node("Sign", "x", "s")]), KEEP),
+    (Code.MIXED_SIGNS, mixed, Config()),
+    (Code.PAD_VALUE, padded, Config()),
+    (Code.THRESHOLD_SHAPE, higher_threshold, Config()),
+    (Code.WEIGHTS_NOT_CONSTANT, lambda: weights_as_input("m"), Config()),
+    (Code.WEIGHTS_ON_LEFT, lambda: matmul("m s", [16, 16], {"m": signs(16, 16)}), Config()),
+    (Code.WEIGHTS_NOT_FINITE, lambda: conv(W["w"] * np.float32(np.inf)), Config()),
+    (Code.NOT_FLOAT32, half_floats, Config()),
+    (Code.BIAS_NOT_CONSTANT, lambda: weights_as_input("b"), Config()),
+    (Code.BIAS_PER_ROW, lambda: gemm("s m b", {"b": np.ones((2, 16), np.float32)}), Config()),
+    (Code.DEPTHWISE, lambda: conv(signs(8, 1, 1, 1), group=8), Config()),
+    (Code.UNSUPPORTED_OP, lambda: network([node("ConvTranspose", "x w", "y", "layer")], IMAGE, {"y": 4}, W), Config()),
+    (Code.UNSUPPORTED_RANK, lambda: matmul("s m", ["N", 16], {"m": signs(16)}), Config()),
+    (Code.UNSUPPORTED_ATTRIBUTE, lambda: conv(pads=[-1, 0, 0, 0]), Config()),
+    (Code.INVALID_ATTRIBUTE, lambda: conv(strides=[0, 1]), Config()),
+    (Code.DYNAMIC_SHAPE, lambda: conv(strides=[2, 2], auto_pad="SAME_UPPER"), Config()),
+    (Code.CEIL_MODE, ceil_mode, Config()),
+    (Code.SUM_TOO_LONG, lambda: levels(4096, 4096), Config()),
+    (Code.EXCLUDED, conv, Config(nodes_to_exclude=("layer",))),
+    (Code.IN_SUBGRAPH, branches, Config()),
+    (Code.UNUSED, unused, Config()),
+    (Code.UNSUPPORTED_MODEL, old_opset, Config()),
+]
+
+
+def report_of(model: onnx.ModelProto, config: Config) -> Report:
+    return convert(model, Config(**{**config.__dict__, "allow_unchanged": True})).report
+
+
+def layer_of(report: Report) -> Layer:
+    (layer,) = (x for x in report.layers if x.name == "layer")
+    return layer
+
+
+@pytest.mark.parametrize(("code", "make", "config"), EXAMPLES, ids=[str(code) for code, _, _ in EXAMPLES])
+def test_every_code_happens(code: Code, make: Callable[[], onnx.ModelProto], config: Config) -> None:
+    layer = layer_of(report_of(make(), config))
+    assert layer.code is code, layer.reason
+    assert layer.status == ("binary" if code in (Code.BINARY, Code.ALREADY_COMPILED) else "float")
+    assert layer.reason
+
+
+def test_no_code_is_dead() -> None:
+    assert [code for code, _, _ in EXAMPLES] == list(Code)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"op_types_to_exclude": ("Conv",)}, "Conv"),
+        ({"nodes_to_exclude": ("la.*",)}, "by name"),
+        ({"nodes_to_quantize": ("other",)}, "not among"),
+    ],
+)
+def test_every_way_to_exclude_a_layer(options: dict[str, Any], reason: str) -> None:
+    layer = layer_of(inspect(conv(), Config(**options)))
+    assert layer.code is Code.EXCLUDED
+    assert reason in layer.reason
+
+
+def test_codes_are_plain_strings_in_json() -> None:
+    (layer,) = inspect(conv(REAL)).to_json()["layers"]
+    assert type(layer["code"]) is str
+    assert layer["code"] == "float-weights"
+
+
+def test_the_table_shows_the_code() -> None:
+    header, _, line, *_ = inspect(conv(REAL)).table().splitlines()
+    at = header.index("code")
+    assert line[at:].startswith("float-weights ")
+
+
+def test_a_layer_in_a_subgraph_counts_as_float() -> None:
+    report = inspect(branches())
+    assert (report.summary.binary_layers, report.summary.float_layers) == (0, 1)
+
+
+def test_a_damaged_model_is_handed_on_where_that_is_asked_for() -> None:
+    model = damaged("no output")
+    model.graph.node[-1].name = ""
+    result = convert(model, Config(allow_unchanged=True))
+    assert result.model is model
+    assert [x.code for x in result.report.layers] == [Code.UNSUPPORTED_MODEL]
+
+
+def test_names_cannot_fake_lines_of_the_table() -> None:
+    model = conv()
+    model.graph.node[-1].name = "layer\n::error::fake\x1b[2J"
+    table = inspect(model).table()
+    assert "\x1b" not in table
+    assert not any(line.startswith("::") for line in table.splitlines())
+
+
+def test_the_page_lists_every_code_with_its_sentences() -> None:
+    text = (ROOT / "docs" / "reasons.md").read_text()
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \| (.*?) \| (.*?) \|$", text, re.MULTILINE)
+    assert rows == [(str(code), code.meaning, code.change or "—") for code in Code]
+    for code in Code:
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", code)
+        assert "|" not in code.meaning + code.change
+
+
+# What released versions have printed. Lines are added, never changed: scripts compare these strings.
+PUBLISHED = (
+    "binary already-compiled float-layer float-weights input-not-sign sign-zero mixed-signs pad-value threshold-shape "
+    "weights-not-constant weights-on-left weights-not-finite not-float32 bias-not-constant bias-per-row depthwise "
+    "unsupported-op unsupported-rank unsupported-attribute invalid-attribute dynamic-shape ceil-mode sum-too-long "
+    "excluded in-subgraph unused unsupported-model"
+)
+
+
+def test_no_code_is_ever_taken_back() -> None:
+    assert set(PUBLISHED.split()) <= {str(code) for code in Code}
