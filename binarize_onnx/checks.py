@@ -79,6 +79,11 @@ def shown(node: gs.Node) -> str:
 _LIST_TYPES: dict[Any, Any] = {AttributeProto.FLOATS: List[float], AttributeProto.STRINGS: List[str]}  # noqa: UP006
 
 
+def our_op(node: gs.Node) -> opset.Op | None:
+    """The signature of one of our ops; None for any other, a newer one of our domains among them."""
+    return {opset.DOMAIN: opset.OPS, opset.IDEAL_DOMAIN: opset.IDEAL_OPS}.get(node.domain, {}).get(node.op)
+
+
 def element_type_of(node: gs.Node, attribute: str) -> Any:
     """The type of a list attribute as graphsurgeon writes it; of integers where no schema says otherwise."""
     op = str(node.op).removeprefix(ASIDE)
@@ -102,6 +107,8 @@ def flaw(node: gs.Node, version: int, rank: int | None = None) -> str | None:
     except onnx.defs.SchemaError:
         return None
     declarations: dict[str, Any] = dict(schema.attributes)  # onnx's own annotations of its enum lack a value
+    for name in node.attrs.keys() - declarations.keys():
+        return f"has an attribute `{name}`, which {node.op} does not know"
     for name, declared in declarations.items():
         kind = int(declared.type.value)
         if name not in node.attrs:
@@ -121,7 +128,7 @@ def flaw(node: gs.Node, version: int, rank: int | None = None) -> str | None:
 
 def _flaw_of_ours(node: gs.Node) -> str | None:
     """`opset.check_node` on the graph, and the one value that the passes calculate with; other ops are not ours."""
-    op = {opset.DOMAIN: opset.OPS, opset.IDEAL_DOMAIN: opset.IDEAL_OPS}.get(node.domain, {}).get(node.op)
+    op = our_op(node)
     if op is None:
         return None
     if len(node.inputs) != len(op.inputs) or any(tensor.is_empty() for tensor in node.inputs):
@@ -163,7 +170,7 @@ def _window_flaw(node: gs.Node, input_rank: int | None) -> str | None:
         if values and not 0 < min(values) <= max(values) <= LARGEST:
             return f"has {name} {values}, which are not all positive and below 2^31"
     pads = [int(v) for v in attrs.get("pads", [])]
-    if pads and rank is not None and len(pads) != 2 * rank:
+    if "pads" in attrs and rank is not None and len(pads) != 2 * rank:
         return f"has {len(pads)} pads for {rank} axes"
     if pads and max(map(abs, pads)) > LARGEST:
         return f"has pads {pads}, beyond 2^31"

@@ -369,7 +369,7 @@ def verify(
 
 @main.command(short_help="Time models side by side, layer by layer.")
 @click.argument("models", metavar="MODEL...", type=MODEL, nargs=-1, required=True)
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Of each model's session.")
+@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Of each model's session.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True, max=3600),

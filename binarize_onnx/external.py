@@ -14,6 +14,8 @@ from onnx.external_data_helper import uses_external_data
 from binarize_onnx.checks import packed_size
 from binarize_onnx.errors import ModelError
 
+MOST_SHARING = 8  # tensors may share bytes of a file, up to so many times its size: a small file must not fill memory
+
 
 def location(tensor: TensorProto) -> str | None:
     """The file that the tensor's data is in, as written in the model; None if the tensor holds its data itself."""
@@ -46,6 +48,13 @@ def load(tensors: Iterable[TensorProto], model: Path) -> int:
             sizes[name] = _size(name, model)
         places[name].append((tensor, *_span(tensor, name, sizes[name], model)))
     for name, spans in places.items():
+        total = sum(length for _, _, length in spans)
+        if total > MOST_SHARING * sizes[name]:
+            raise ModelError(
+                f"its tensors name {total} bytes of external data `{name}`, which has {sizes[name]}.",
+                where=str(model),
+                fix="Store each tensor once.",
+            )
         try:
             with open(model.parent / name, "rb") as file:
                 for tensor, offset, length in spans:

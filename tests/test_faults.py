@@ -846,6 +846,20 @@ def test_external_data_elsewhere_is_refused(name: str, tmp_path: Path, command: 
     refused(command, outside(folder, **ELSEWHERE[name][0]), ELSEWHERE[name][1])
 
 
+@pytest.mark.parametrize("copies", [8, 9])
+def test_a_small_data_file_does_not_fill_memory(copies: int, tmp_path: Path, command: Command) -> None:
+    path = outside(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    for count in range(copies - 1):
+        model.graph.initializer.add().CopyFrom(tensor(model, "w"))
+        model.graph.initializer[-1].name = f"copy{count}"
+    path.write_bytes(model.SerializeToString())
+    if copies > 8:
+        refused(command, path, r"its tensors name 2304 bytes of external data `weights\.data`, which has 256")
+    else:
+        assert command("inspect", path).code == 0
+
+
 def test_external_data_is_read_from_where_it_may_lie(tmp_path: Path, command: Command) -> None:
     """In the folder or below it, behind links inside of it, hard-linked; a linked model looks beside the link."""
     path, below = outside(tmp_path), tmp_path / "below"

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
-from binarize_onnx import checks, opset, order
+from binarize_onnx import checks, order
 from binarize_onnx.reasons import Reason
 from binarize_onnx.shapes import Shapes
 
@@ -82,7 +82,7 @@ class Context:
             flaw = checks.flaw(node, graph.opset, self._rank(node))
             if flaw is not None:
                 self.flaws[id(node)] = flaw
-            if flaw is not None or node.domain not in (None, "", opset.DOMAIN, opset.IDEAL_DOMAIN):
+            if flaw is not None or (node.domain and checks.our_op(node) is None):
                 node.op = checks.ASIDE + node.op  # no pass knows such an operator
         self.graph = graph
         self.types = dict(shapes.types)

@@ -86,7 +86,10 @@ class FoldThreshold(Pass[Folded]):
         if found is None or self.context.shape(found[0]) != self.context.shape(pack.x):
             return None
         x, chain, like = found
-        shape = np.broadcast_shapes(pack.threshold.shape, like)
+        try:
+            shape = np.broadcast_shapes(pack.threshold.shape, pack.flip.shape, like)
+        except ValueError:  # a PackSign of the source whose parameters do not fit its input
+            return None
         threshold, flip = np.broadcast_to(pack.threshold, shape), np.broadcast_to(pack.flip, shape)
         folded, flipped = fold(chain, np.ascontiguousarray(threshold), np.ascontiguousarray(flip))
         return Folded(pack, x, folded, flipped, step.op)

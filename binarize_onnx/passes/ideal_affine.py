@@ -215,7 +215,7 @@ def _touching_bits(context: Context) -> set[str]:
             if after is not None and consumer.outputs[0].name not in found:
                 found.add(consumer.outputs[0].name)
                 forward.append((consumer.outputs[0], after))
-    backward = [node.inputs[0] for node in context.graph.nodes if node.domain == opset.IDEAL_DOMAIN]
+    backward = [node.inputs[0] for node in context.graph.nodes if node.op in opset.IDEAL_OPS]
     visited: set[str] = set()
     while backward:
         tensor = backward.pop()
