@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache
 from math import prod
 from typing import Any, List  # noqa: UP035  (graphsurgeon compares with these)
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from onnx import AttributeProto
 
 from binarize_onnx import opset
@@ -35,36 +38,56 @@ def require_sound(model: onnx.ModelProto, version: int) -> None:
     """Refuse what graphsurgeon would drop or trip over, and graphs that mean nothing.
 
     Raises:
-        ModelError: sparse or damaged tensors, names that are no text, a tensor written twice or never, functions
-            that call themselves, types as attributes, attributes given twice, or a node without the inputs that its
-            operator needs.
+        ModelError: sparse or damaged tensors, a tensor written twice or never, functions that call themselves, types
+            as attributes, attributes given twice, or a node without the inputs that its operator needs; in the graph
+            or in the body of a function.
+    """
+    for graph in _graphs(*_roots(model)):
+        if isinstance(graph, onnx.GraphProto) and graph.sparse_initializer:
+            name = graph.sparse_initializer[0].values.name
+            raise ModelError(f"initializer `{name}` is sparse;", fix="store it dense.")
+    for tensor in tensors(model):
+        _require_whole(tensor)
+    for node in model.graph.node:
+        _require_usable(node, version)
+    inputs, outputs = ([value.name for value in values] for values in (model.graph.input, model.graph.output))
+    _require_single_assignment(inputs, [t.name for t in model.graph.initializer], model.graph.node, outputs)
+    for function in model.functions:
+        where = f"function {function.domain}.{function.name}, "
+        versions = [int(entry.version) for entry in function.opset_import if entry.domain in STANDARD]
+        for node in function.node:
+            _require_usable(node, max(1, versions[-1]) if versions else version, where)
+        _require_single_assignment(function.input, [], function.node, function.output, where)
+    _require_ending_calls(model)
+
+
+def require_text(model: onnx.ModelProto) -> None:
+    """Refuse names, symbols and texts that are not UTF-8: Python cannot hold them as strings.
+
+    Raises:
+        ModelError: there is one, anywhere in the model.
     """
     try:
-        for graph in _graphs(model.graph):
-            for text in _texts(graph):
-                text.decode() if isinstance(text, bytes) else text.encode()
-        if model.graph.sparse_initializer:
-            name = model.graph.sparse_initializer[0].values.name
-            raise ModelError(f"initializer `{name}` is sparse;", fix="store it dense.")
-        for tensor in tensors(model):
-            _require_whole(tensor)
-        for node in model.graph.node:
-            _require_usable(node, version)
-        _require_single_assignment(model.graph)
-        _require_ending_calls(model)
-    except UnicodeError:  # protobuf hands bytes over, and fails where they are asked for as text
+        for text in _texts(model):
+            text.decode() if isinstance(text, bytes) else text.encode()
+    except UnicodeError:  # protobuf hands bytes over, or fails where they are asked for as text
         raise ModelError("a name or a text in the model is not UTF-8.", fix=DAMAGED) from None
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor that may have external data: initializers and constant attributes, subgraphs included."""
-    for graph in _graphs(model.graph):
-        yield from graph.initializer
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
+    """Every tensor that may have external data: initializers and constants of graphs, subgraphs and functions."""
+    for graph in _graphs(*_roots(model)):
+        if isinstance(graph, onnx.GraphProto):
+            yield from graph.initializer
+            for sparse in graph.sparse_initializer:
+                yield from (sparse.values, sparse.indices)
+        for attribute in _attributes(graph):
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                if sparse.HasField("values"):
+                    yield from (sparse.values, sparse.indices)
 
 
 def shown(node: gs.Node) -> str:
@@ -120,8 +143,9 @@ def flaw(node: gs.Node, version: int, rank: int | None = None) -> str | None:
     if len(node.inputs) > schema.max_input or len(node.outputs) > schema.max_output:
         most = f"{node.op} takes {schema.max_input} and gives {schema.max_output}"
         return f"has {len(node.inputs)} inputs and {len(node.outputs)} outputs; {most}"
-    for tensor, formal in zip(node.inputs, schema.inputs, strict=False):
-        if tensor.is_empty() and formal.option == onnx.defs.OpSchema.FormalParameterOption.Single:
+    for index, tensor in enumerate(node.inputs):
+        formal = schema.inputs[min(index, len(schema.inputs) - 1)]  # the last one may stand for many
+        if tensor.is_empty() and formal.option != onnx.defs.OpSchema.FormalParameterOption.Optional:
             return f"lacks its input {formal.name}"
     return _window_flaw(node, rank) if node.op in WINDOWS else None
 
@@ -133,6 +157,8 @@ def _flaw_of_ours(node: gs.Node) -> str | None:
         return None
     if len(node.inputs) != len(op.inputs) or any(tensor.is_empty() for tensor in node.inputs):
         return f"does not list its {len(op.inputs)} inputs"
+    if len(node.outputs) != len(op.outputs) or all(tensor.is_empty() for tensor in node.outputs):
+        return f"does not list its {len(op.outputs)} outputs, one of them in use"
     for name, kind in op.attributes.items():
         if name not in node.attrs or not _is_of_type(node.attrs[name], kind):
             return f"has no attribute `{name}` of type {AttributeProto.AttributeType.Name(kind)}"
@@ -176,6 +202,8 @@ def _window_flaw(node: gs.Node, input_rank: int | None) -> str | None:
         return f"has pads {pads}, beyond 2^31"
     if pads and min(pads) < 0 and node.op == "MaxPool":
         return f"has negative pads {pads}"
+    if attrs.get("ceil_mode", 0) not in (0, 1):
+        return f"has ceil_mode {attrs['ceil_mode']}; there are 0 and 1"
     return None
 
 
@@ -226,12 +254,10 @@ def _require_whole(tensor: onnx.TensorProto) -> None:
         field = onnx.helper.tensor_dtype_to_field(tensor.data_type)
     except (KeyError, TypeError, ValueError):
         raise ModelError(f"tensor `{tensor.name}` has the unknown element type {tensor.data_type}.") from None
-    if any(d < 0 for d in tensor.dims):
-        raise ModelError(f"tensor `{tensor.name}` has the negative shape {list(tensor.dims)}.", fix=DAMAGED)
+    beside_zeros = prod(d for d in tensor.dims if d)  # NumPy multiplies these although nothing is there
+    if any(d < 0 for d in tensor.dims) or (0 in tensor.dims and beside_zeros > sys.maxsize // 16):
+        raise ModelError(f"tensor `{tensor.name}` has the impossible shape {list(tensor.dims)}.", fix=DAMAGED)
     count, a_byte = prod(tensor.dims), _PACKED.get(tensor.data_type, 1)
-    if tensor.data_type == onnx.TensorProto.STRING:
-        for text in tensor.string_data:
-            text.decode()
     if tensor.HasField("raw_data") and tensor.data_type != onnx.TensorProto.STRING:
         held, wanted, unit = len(tensor.raw_data), packed_size(tensor), "bytes"
     else:
@@ -244,10 +270,15 @@ def _require_whole(tensor: onnx.TensorProto) -> None:
         )
 
 
-def _require_usable(node: onnx.NodeProto, version: int) -> None:
-    where = f"node {node.name or (node.output[0] if node.output else '?')} ({node.op_type})"
+def _require_usable(node: onnx.NodeProto, version: int, function: str = "") -> None:
+    where = f"{function}node {node.name or (node.output[0] if node.output else '?')} ({node.op_type})"
     if any(a.type in (AttributeProto.TYPE_PROTO, AttributeProto.TYPE_PROTOS) for a in node.attribute):
         raise ModelError("has a type as an attribute, which is not supported.", where=where)
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.UNDEFINED or (attribute.ref_attr_name and not function):
+            raise ModelError(
+                f"has an attribute `{attribute.name}` without a type or a value.", where=where, fix=DAMAGED
+            )
     names = [a.name for a in node.attribute]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -267,26 +298,31 @@ def _require_usable(node: onnx.NodeProto, version: int) -> None:
         )
 
 
-def _require_single_assignment(graph: onnx.GraphProto) -> None:
+def _require_single_assignment(
+    inputs: Sequence[str],
+    initializers: Sequence[str],
+    nodes: Sequence[onnx.NodeProto],
+    outputs: Sequence[str],
+    function: str = "",
+) -> None:
     """Every tensor is written once; what is read is written somewhere."""
-    initializers = [t.name for t in graph.initializer]
-    given = {v.name for v in graph.input}
-    written = [*(v.name for v in graph.input), *(n for n in initializers if n not in given)]
-    written += [name for node in graph.node for name in node.output if name]
+    given = set(inputs)
+    written = [*inputs, *(n for n in initializers if n not in given)]
+    written += [name for node in nodes for name in node.output if name]
     for names in (written, initializers):
         if len(set(names)) < len(names):
             seen: set[str] = set()
             twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            raise ModelError(f"tensor `{twice}` is given twice.", fix=DAMAGED)
+            raise ModelError(f"{function}tensor `{twice}` is given twice.", fix=DAMAGED)
     known = set(written)
-    for node in graph.node:
+    for node in nodes:
         for name in node.input:
             if name and name not in known:
-                where = f"node {node.name or (node.output[0] if node.output else '?')} ({node.op_type})"
+                where = f"{function}node {node.name or (node.output[0] if node.output else '?')} ({node.op_type})"
                 raise ModelError(f"reads `{name}`, which nothing writes.", where=where, fix=DAMAGED)
-    for out in graph.output:
-        if out.name not in known:
-            raise ModelError(f"output `{out.name}` is written by nothing.", fix=DAMAGED)
+    for name in outputs:
+        if name not in known:
+            raise ModelError(f"{function}output `{name}` is written by nothing.", fix=DAMAGED)
 
 
 def _require_ending_calls(model: onnx.ModelProto) -> None:
@@ -307,29 +343,54 @@ def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
         yield from inner.node
 
 
-def _graphs(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[Any]:
-    """The graph, or the function, and all graphs inside its nodes."""
-    waiting: list[Any] = [graph]
+def _roots(model: onnx.ModelProto) -> list[onnx.GraphProto | onnx.FunctionProto]:
+    """The graphs that are inside no other."""
+    training = [graph for info in model.training_info for graph in (info.initialization, info.algorithm)]
+    return [model.graph, *model.functions, *training]
+
+
+def _graphs(*roots: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.GraphProto | onnx.FunctionProto]:
+    """The graphs and functions, and all graphs inside their nodes."""
+    waiting = list(roots)
     while waiting:
         current = waiting.pop()
         yield current
-        for node in current.node:
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    waiting.append(attribute.g)
-                waiting.extend(attribute.graphs)
+        for attribute in _attributes(current):
+            if attribute.HasField("g"):
+                waiting.append(attribute.g)
+            waiting.extend(attribute.graphs)
 
 
-def _texts(graph: onnx.GraphProto) -> Iterator[str | bytes]:
-    """Everything that is a name, a symbol or a text; bytes where protobuf does not make it a string."""
-    yield from (graph.name, graph.doc_string)
+def _attributes(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[AttributeProto]:
+    """Those of the nodes, and the defaults of a function."""
+    if isinstance(graph, onnx.FunctionProto):
+        yield from graph.attribute_proto
     for node in graph.node:
-        yield from (node.doc_string, node.name, node.op_type, node.domain, *node.input, *node.output)
-        for attribute in node.attribute:
-            yield attribute.name
-            if attribute.type in (AttributeProto.STRING, AttributeProto.STRINGS):
-                yield from (attribute.s, *attribute.strings)
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        yield value.name
-        yield from (d.dim_param for d in value.type.tensor_type.shape.dim)
-    yield from (t.name for t in graph.initializer)
+        yield from node.attribute
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
+    """Everything that is a name, a symbol or a text; bytes where protobuf does not make it a string."""
+    waiting: list[Any] = [model]
+    while waiting:
+        current = waiting.pop()
+        for name, is_text, is_single in _fields(current.DESCRIPTOR):
+            if is_single and not current.HasField(name):
+                continue
+            values = [getattr(current, name)] if is_single else getattr(current, name)
+            if is_text:
+                yield from values
+            else:
+                waiting.extend(values)
+        if isinstance(current, AttributeProto) and current.type in (AttributeProto.STRING, AttributeProto.STRINGS):
+            yield from (current.s, *current.strings)
+        elif isinstance(current, onnx.TensorProto) and current.data_type == onnx.TensorProto.STRING:
+            yield from current.string_data
+
+
+@cache
+def _fields(message: Descriptor) -> list[tuple[str, bool, bool]]:
+    """Of a kind of message: the fields that are text or messages, whether it is text, whether there is but one."""
+    kinds = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE)
+    fields = [field for field in message.fields if field.type in kinds]
+    return [(field.name, field.type == FieldDescriptor.TYPE_STRING, field.has_presence) for field in fields]

@@ -8,16 +8,17 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from decimal import Decimal
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from binarize_onnx.errors import BinarizeError, ModelError, UsageError
+from binarize_onnx.errors import BinarizeError, ModelError, UsageError, one_line
 from binarize_onnx.report import printable
 
 if TYPE_CHECKING:  # the packages behind these take longer to import than --help may take
@@ -44,21 +45,38 @@ class Cli(click.Group):
         try:
             return super().invoke(ctx)
         except BinarizeError as error:
-            click.echo(printable("error: " + " ".join(str(error).split())), err=True)
+            click.echo(printable(f"error: {one_line(error)}"), err=True)
             ctx.exit(error.exit_code)
         except (MemoryError, RecursionError) as error:
             lacking = "memory" if isinstance(error, MemoryError) else "room to recurse: it is nested too deeply"
             click.echo(f"error: there is not enough {lacking}; nothing was written.", err=True)
             ctx.exit(ModelError.exit_code)
         except KeyboardInterrupt:  # every file in the making is gone by now
-            click.echo("error: interrupted; nothing was written.", err=True)
+            click.echo("error: interrupted.", err=True)
             ctx.exit(INTERRUPTED)
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run in a process of our own: being asked to end unwinds as Ctrl-C does, and leaves no unfinished file."""
-        with suppress(ValueError):  # not the main thread: then the process is not ours
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        return super().main(*args, **extra)
+        """Run; being asked to end unwinds as Ctrl-C does, and leaves no unfinished file."""
+        with ExitStack() as stack:
+            with suppress(ValueError):  # not the main thread: then the process is not ours
+                before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+                stack.callback(signal.signal, signal.SIGTERM, before)
+            try:
+                return super().main(*args, **extra)
+            except OSError as error:  # files say so themselves: what is left is the terminal or the pipe
+                click.echo(f"error: stdout cannot be written: {error.strerror or error}.", err=True)
+                sys.exit(ModelError.exit_code)
+
+
+class Finite(click.FloatRange):
+    """A number in a range; click's own takes `nan` for one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number: float = super().convert(value, param, ctx)
+        if not isfinite(number):
+            self.fail(f"{value!r} is no finite number.", param, ctx)
+        return number
 
 
 def installed_version() -> str:
@@ -97,13 +115,13 @@ def share(value: str) -> float:
 
 def size(value: str) -> int:
     """Bytes: `500000`, `500kB`, `1.5MB`, `2MiB`."""
-    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)([a-z]*)", value, re.IGNORECASE)
+    found = re.fullmatch(r"(\d{1,18}\.?\d{,18}|\.\d{1,18})([a-z]*)", value, re.IGNORECASE)
     if not found or found[2].lower() not in BYTES:
         raise click.BadParameter(f"{value!r} is no size: write 500kB, 1.5MB or 2MiB, for instance")
     return int(Decimal(found[1]) * BYTES[found[2].lower()])
 
 
-MODEL = click.Path(path_type=Path)  # files that are missing are bad models, exit 3, which io reports
+MODEL = click.Path(path_type=Path, readable=False)  # files that are missing are bad models, exit 3, which io reports
 
 
 def reporting(command: Command) -> Command:
@@ -211,12 +229,13 @@ def inspect(model: Path, as_json: bool, as_markdown: bool, report: Path | None, 
 
     _log_to_stderr(log_level)
     _one_of(as_json, as_markdown)
+    _different(report, read=[model])
     found = pipeline.inspect(str(model), _config(**choices))
     printed = _json(found.to_json())
-    with _writing({report: _line(printed)}):
-        if as_markdown:
-            printed = summary.markdown(f"inspect {model.name}", [], found.totals(), found.rows())
-        click.echo(printed if as_json or as_markdown else found.table())
+    _write({report: _line(printed)})
+    if as_markdown:
+        printed = summary.markdown(f"inspect {model.name}", [], found.totals(), found.rows())
+    click.echo(printed if as_json or as_markdown else found.table())
 
 
 @main.command(short_help="Convert what is binary already, exactly.")
@@ -280,6 +299,7 @@ def convert(
     _log_to_stderr(log_level)
     _one_of(as_json, as_markdown)
     _different(out, report, junit)
+    _different(report, junit, read=[model])
     result = pipeline.convert(str(model), _config(**choices))
     found = result.report
     checked = found.gates(min_binary_macs=min_binary_macs, max_size=max_size)
@@ -304,7 +324,7 @@ def convert(
 @click.option(
     "--samples", type=click.IntRange(min=1), help="Use the first N samples, or N random ones.  [default: all, or 8]"
 )
-@click.option("--max-diff", type=click.FloatRange(min=0), help="Gate: largest absolute difference of any output.")
+@click.option("--max-diff", type=Finite(min=0), help="Gate: largest absolute difference of any output.")
 @click.option("--max-sign-flips", type=click.IntRange(min=0), help="Gate: signs that may differ, over all samples.")
 @click.option(
     "--min-agreement",
@@ -313,7 +333,7 @@ def convert(
     help="Gate: the share of the samples that keep their class, as 99% or 0.99.",
 )
 @click.option(
-    "--max-metric-drop", type=float, help="Gate: accuracy that may be lost, in percentage points; needs labels."
+    "--max-metric-drop", type=Finite(), help="Gate: accuracy that may be lost, in percentage points; needs labels."
 )
 @gating
 @reporting
@@ -341,6 +361,8 @@ def verify(
     - every layer, fed with REF's own tensors, must stay within the rounding of float32. A sign may differ only where
       REF is that close to the threshold; signs for which REF has 0 are counted apart.
 
+    If CAND was converted from another file than REF, that fails, unless a gate below judges the outputs instead.
+
     The options --max-diff to --max-metric-drop set further gates. Where an output is NaN, every gate on outputs fails.
 
     \b
@@ -352,7 +374,7 @@ def verify(
 
     _log_to_stderr(log_level)
     _one_of(as_json, as_markdown)
-    _different(report, junit)
+    _different(report, junit, read=[reference, candidate, data, labels])
     demanded = Gates(**limits)
     if demanded.max_metric_drop is not None and data is None:
         raise UsageError("--max-metric-drop needs samples with labels:", fix="give --data, and --labels.")
@@ -360,10 +382,10 @@ def verify(
     checked = found.gates(demanded)
     title = f"verify {candidate.name}"
     printed = _json({**found.to_json(), "gates": [gate.to_json() for gate in checked]})
-    with _writing({report: _line(printed), junit: summary.junit(title, checked, summary.of_tensors(found))}):
-        if as_markdown:
-            printed = summary.markdown(title, checked, found.overview(), found.rows())
-        click.echo(printed if as_json or as_markdown else found.table())
+    _write({report: _line(printed), junit: summary.junit(title, checked, summary.of_tensors(found))})
+    if as_markdown:
+        printed = summary.markdown(title, checked, found.overview(), found.rows())
+    click.echo(printed if as_json or as_markdown else found.table())
     gates.require(checked)
 
 
@@ -372,7 +394,7 @@ def verify(
 @click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Of each model's session.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True, max=3600),
+    type=Finite(min=0, min_open=True, max=3600),
     default=5,
     show_default=True,
     help="Of timing, all models together. Slow models take longer: each has at least 4 rounds.",
@@ -393,7 +415,7 @@ def verify(
 @click.option("--no-layers", is_flag=True, help="Do not profile: end-to-end times only.")
 @click.option(
     "--min-speedup",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Finite(min=0, min_open=True),
     metavar="TIMES",
     help="Gate: how many times faster than the first model every other must be, by the median over the rounds.",
 )
@@ -430,16 +452,16 @@ def bench(
 
     _log_to_stderr(log_level)
     _one_of(as_json, as_markdown)
-    _different(report, junit)
+    _different(report, junit, read=[*models, choices["data"]])
     found = benchmark(models, input_shapes=dict(input_shapes), bodies=not no_bodies, profiled=not no_layers, **choices)
     checked = found.gates(min_speedup=min_speedup)
     title = f"bench {' '.join(path.name for path in models)}"
     printed = _json({**found.to_json(), "gates": [gate.to_json() for gate in checked]})
-    with _writing({report: _line(printed), junit: summary.junit(title, checked, summary.of_layer_times(found))}):
-        if as_markdown:
-            overview = [*found.conditions(), *found.remarks()]
-            printed = summary.markdown(title, checked, overview, found.cells(), *(t.cells() for t in found.layers))
-        click.echo(printed if as_json or as_markdown else found.table())
+    _write({report: _line(printed), junit: summary.junit(title, checked, summary.of_layer_times(found))})
+    if as_markdown:
+        overview = [*found.conditions(), *found.remarks()]
+        printed = summary.markdown(title, checked, overview, found.cells(), *(t.cells() for t in found.layers))
+    click.echo(printed if as_json or as_markdown else found.table())
     gates.require(checked)
 
 
@@ -451,7 +473,8 @@ def doctor(model: Path | None, as_json: bool, report: Path | None, log_level: st
 
     Looks at onnxruntime, the kernel library and its instruction sets, and runs every op on small difficult models with
     each instruction set and without the library: the results must be the bits of integer arithmetic. Of MODEL it says
-    what it needs, whether that is here, and whether it loads with and without the library.
+    what it needs, whether that is here, whether it loads with and without the library, and whether its function bodies
+    are those of this version.
 
     A file that runs slowly here is a warning. Exit codes: 1 an op computes something wrong; 3 MODEL cannot be read or
     does not run here; 5 onnxruntime or the library is missing or cannot be used.
@@ -463,10 +486,11 @@ def doctor(model: Path | None, as_json: bool, report: Path | None, log_level: st
     from binarize_onnx.doctor import examine
 
     _log_to_stderr(log_level)
+    _different(report, read=[model])
     found = examine(model)
     printed = _json(found.to_json())
-    with _writing({report: _line(printed)}):
-        click.echo(printed if as_json else found.text())
+    _write({report: _line(printed)})
+    click.echo(printed if as_json else found.text())
     found.require()
 
 
@@ -487,8 +511,8 @@ def demo(out: Path | None, as_json: bool, report: Path | None, log_level: str) -
     _log_to_stderr(log_level)
     found = demonstration.run(out)
     printed = _json(found.to_json())
-    with _writing({report: _line(printed)}):
-        click.echo(printed if as_json else found.text())
+    _write({report: _line(printed)})
+    click.echo(printed if as_json else found.text())
     found.verification.require()
 
 
@@ -518,12 +542,21 @@ def _one_of(as_json: bool, as_markdown: bool) -> None:
         )
 
 
-def _different(*files: Path | None) -> None:
-    """Refuse to write two things into one file."""
-    named = [os.path.realpath(path) for path in files if path is not None]
-    for path in named:
-        if named.count(path) > 1:
+def _different(*written: Path | None, read: Iterable[Path | None] = ()) -> None:
+    """Refuse to write two things into one file, or a report over what is read."""
+    files = [os.path.realpath(path) for path in written if path is not None]
+    inputs = {os.path.realpath(path) for path in read if path is not None}
+    for path in files:
+        if files.count(path) > 1:
             raise UsageError(f"{path} would be written twice:", fix="name a file for each output.")
+        if path in inputs:
+            raise UsageError(f"{path} is read, and a report would be written over it:", fix="name another file.")
+
+
+def _write(files: dict[Path | None, bytes]) -> None:
+    """Write the files that are asked for."""
+    with _writing(files):
+        pass
 
 
 @contextmanager
@@ -543,6 +576,8 @@ def _whole(path: Path, content: bytes) -> Iterator[None]:
     try:
         with io.atomic_write(path) as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # a disk that is full says so before the block
             yield
     except OSError as error:
         raise ModelError(f"cannot be written: {error.strerror or error}.", where=str(path)) from None

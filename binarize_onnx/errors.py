@@ -52,3 +52,8 @@ class RuntimeUnavailable(BinarizeError):
     """onnxruntime or the kernel library is missing, too old, or cannot do what was asked (exit 5)."""
 
     exit_code = 5
+
+
+def one_line(error: BaseException) -> str:
+    """The words of an error on one line; its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

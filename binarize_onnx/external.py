@@ -38,25 +38,26 @@ def load(tensors: Iterable[TensorProto], model: Path) -> int:
         ModelError: a data file is missing, is no plain file, lies outside the folder or is the model itself, or a
             tensor asks for bytes that its file has not.
     """
-    places: dict[str, list[tuple[TensorProto, int, int]]] = defaultdict(list)
-    sizes: dict[str, int] = {}
+    files: dict[str, tuple[str, int]] = {}
+    places: dict[tuple[str, int], list[tuple[TensorProto, int, int]]] = defaultdict(list)
     for tensor in tensors:
         name = location(tensor)
         if name is None:
             continue
-        if name not in sizes:
-            sizes[name] = _size(name, model)
-        places[name].append((tensor, *_span(tensor, name, sizes[name], model)))
-    for name, spans in places.items():
+        if name not in files:
+            files[name] = _find(name, model)
+        places[files[name]].append((tensor, *_span(tensor, name, files[name][1], model)))
+    for (path, size), spans in places.items():
+        name = os.path.relpath(path, os.path.realpath(model.parent))
         total = sum(length for _, _, length in spans)
-        if total > MOST_SHARING * sizes[name]:
+        if total > MOST_SHARING * size:
             raise ModelError(
-                f"its tensors name {total} bytes of external data `{name}`, which has {sizes[name]}.",
+                f"its tensors name {total} bytes of external data `{name}`, which has {size}.",
                 where=str(model),
                 fix="Store each tensor once.",
             )
         try:
-            with open(model.parent / name, "rb") as file:
+            with open(path, "rb") as file:
                 for tensor, offset, length in spans:
                     file.seek(offset)
                     data = file.read(length)
@@ -67,11 +68,11 @@ def load(tensors: Iterable[TensorProto], model: Path) -> int:
                     tensor.data_location = TensorProto.DEFAULT
         except OSError as error:
             raise _missing(name, model, error.strerror or str(error)) from None
-    return sum(sizes.values())
+    return sum(size for _, size in places)
 
 
-def _size(name: str, model: Path) -> int:
-    """The size of a data file that lies where it may."""
+def _find(name: str, model: Path) -> tuple[str, int]:
+    """The path of a data file that lies where it may, the same for every spelling, and its size."""
     if not name or "\0" in name:
         raise ModelError(f"a tensor names {name!r} as its external data.", where=str(model), fix="Export it again.")
     path, folder = model.parent / name, os.path.realpath(model.parent)
@@ -91,7 +92,7 @@ def _size(name: str, model: Path) -> int:
         raise ModelError(f"its external data `{name}` is no plain file.", where=str(model))
     if os.path.samefile(path, model):
         raise ModelError(f"its external data `{name}` is the model itself.", where=str(model), fix="Export it again.")
-    return found.st_size
+    return os.path.realpath(path), found.st_size
 
 
 def _span(tensor: TensorProto, name: str, size: int, model: Path) -> tuple[int, int]:

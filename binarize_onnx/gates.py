@@ -58,4 +58,4 @@ def require(gates: Iterable[Gate]) -> None:
 
 def percent(share: float) -> str:
     """0.125 → `12.5%`, with enough digits to tell a failure from its limit."""
-    return f"{100 * share:.8g}%"
+    return f"{100 * share:.15g}%"

@@ -5,19 +5,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import stat
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import inliner, numpy_helper, version_converter
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from binarize_onnx import checks, external, opset, order
 from binarize_onnx.errors import ModelError
@@ -57,6 +58,7 @@ def load(model: ModelLike) -> onnx.ModelProto:
 def read(model: ModelLike) -> Source:
     """The model with its identity. See `load`."""
     if isinstance(model, onnx.ModelProto):
+        checks.require_text(model)
         _refuse_external(model)
         try:
             data = model.SerializeToString(deterministic=True)
@@ -98,6 +100,8 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     if foreign:
         with suppress(RuntimeError):  # a function of another opset stays a call, and its layers stay float
             prepared = inliner.inline_selected_functions(prepared, foreign)
+        checks.require_sound(prepared, version)  # sound parts do not always make a sound whole
+        _refuse_private(prepared)
     if version < FUNCTION_OPSET:
         try:
             prepared = version_converter.convert_version(prepared, FUNCTION_OPSET)
@@ -120,7 +124,8 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
     functions = list(model.functions)
     del model.functions[:]
     try:
-        graph = gs.import_onnx(model)
+        with _quiet_graphsurgeon():
+            graph = gs.import_onnx(model)
         order.sort(graph)
     except (order.CycleFound, gs.OnnxGraphSurgeonException) as error:
         raise ModelError(f"the graph cannot be put in order: {error}.", fix=checks.DAMAGED) from None
@@ -139,7 +144,8 @@ def export_graph(graph: gs.Graph, source: onnx.ModelProto, metadata: Mapping[str
     """
     version = default_opset(source)
     _type_empty_lists(graph)
-    model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    with _quiet_graphsurgeon():
+        model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
     for node in checks.nodes(model.graph):
         node.op_type = node.op_type.removeprefix(checks.ASIDE)
         for attribute in node.attribute:
@@ -168,8 +174,9 @@ def export_graph(graph: gs.Graph, source: onnx.ModelProto, metadata: Mapping[str
 def save(model: onnx.ModelProto, path: str | os.PathLike[str], *, external_data: bool = False) -> None:
     """Write the model atomically: after a crash at any moment `path` holds the old model whole or the new one.
 
-    With `external_data`, tensors of more than 1 kB go to `NAME.<12 hex digits>.data` beside it, written first; a data
-    file of an earlier version is removed last.
+    With `external_data`, tensors of more than 1 kB go to `NAME.<12 hex digits>.data` beside it, which is there first;
+    a data file of ours that the old model named is removed last. Of two processes that save the same file at once the
+    last wins, and the data file of the other stays.
 
     Raises:
         ModelError: the model cannot be written there, or is too large for one file.
@@ -189,18 +196,37 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str], *, external_data:
             "the model does not fit into one protobuf file of 2 GB;", where=str(target), fix="write external data."
         )
     kept = _data_name(target.name, blob) if blob else None
+    earlier = _data_files(target)
     try:
-        if kept is not None:
-            with atomic_write(target.parent / kept) as file:
-                file.write(blob)
         with atomic_write(target) as file:
             file.write(data)
+            if kept is not None:
+                _to_disk(file)  # what can fail has happened, then, when the data file gets its name
+                with atomic_write(target.parent / kept) as data_file:
+                    data_file.write(blob)
+        if kept is not None and not (target.parent / kept).exists():
+            # The old model named it too, so another process that saved meanwhile took it for one of the past.
+            with atomic_write(target.parent / kept) as data_file:
+                data_file.write(blob)
     except OSError as error:
         raise ModelError(f"cannot be written: {error.strerror or error}.", where=str(target)) from None
-    for stale in target.parent.glob(f"{_glob_escape(target.name)}.{'[0-9a-f]' * 12}.data"):
-        if stale.name != kept:
+    for path in earlier:
+        if path.name != kept:
             with suppress(OSError):
-                stale.unlink()
+                path.unlink()
+
+
+def _data_files(target: Path) -> list[Path]:
+    """The data files of ours that the model at `target` names; none if there is no model."""
+    target = Path(os.path.realpath(target))
+    found = list(target.parent.glob(f"{_glob_escape(target.name)}.{'[0-9a-f]' * 12}.data"))
+    if not found:
+        return []
+    try:
+        named = {external.location(tensor) for tensor in checks.tensors(_parse(_read_file(target), str(target)))}
+    except ModelError:
+        return []
+    return [path for path in found if path.name in named]
 
 
 def byte_size(model: onnx.ModelProto) -> int:
@@ -216,22 +242,25 @@ def byte_size(model: onnx.ModelProto) -> int:
 
 
 @contextmanager
-def atomic_write(target: Path) -> Iterator[Any]:
+def atomic_write(target: Path) -> Iterator[IO[bytes]]:
     """A binary file that becomes `target`, synced to disk, when the block ends well, and vanishes when it does not."""
     target = Path(os.path.realpath(target))  # of a link, what it points to is replaced and the link stays
-    if target.is_dir():
+    mode = None
+    with suppress(FileNotFoundError):
+        mode = os.stat(target).st_mode
+    if mode is not None and stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if target.exists() and not target.is_file():
+    if mode is not None and not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it is no plain file")
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    name = target.parent / f"{_part_prefix(target)}{secrets.token_hex(8)}.part"
+    # Of a new file the kernel takes the umask off; what replaces a private file is never open to others.
+    descriptor = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666 if mode is None else 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~mask)
+            _to_disk(file)
+        if mode is not None:
+            os.chmod(name, mode & 0o777)
         os.replace(name, target)
     except BaseException:
         with suppress(OSError):
@@ -239,6 +268,16 @@ def atomic_write(target: Path) -> Iterator[Any]:
         raise
     _sync_folder(target.parent)
     _remove_leftovers(target)
+
+
+def _part_prefix(target: Path) -> str:
+    """How the names of unfinished files begin: a hash of the target's name, which may be as long as names get."""
+    return f".binarize-onnx-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]}-"
+
+
+def _to_disk(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
@@ -253,7 +292,7 @@ def _sync_folder(folder: Path) -> None:
 
 def _remove_leftovers(target: Path) -> None:
     """Drop what killed processes left of the same file; one younger than `STALE_AFTER` may still be at work."""
-    for part in target.parent.glob(f".{_glob_escape(target.name)}.*.part"):
+    for part in target.parent.glob(f"{_part_prefix(target)}*.part"):
         with suppress(OSError):
             if time.time() - part.stat().st_mtime > STALE_AFTER:
                 part.unlink()
@@ -310,10 +349,26 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
     try:
         model.ParseFromString(data)
     except (DecodeError, RuntimeError):
-        raise ModelError("is not an ONNX model, or is cut short.", where=where) from None
+        raise ModelError(f"is {_kind(data)}", where=where) from None
     if not model.ir_version or not model.opset_import or not model.HasField("graph"):
         raise ModelError("is not an ONNX model: it has no graph, IR version or operator set.", where=where)
+    checks.require_text(model)
     return model
+
+
+def _kind(data: bytes) -> str:
+    """What a file that is no model is, where its first bytes tell."""
+    if data.startswith(b"version https://git-lfs"):
+        return "a pointer of git-lfs, not the model: run `git lfs pull`."
+    if data.startswith((b"\x1f\x8b", b"\xfd7zXZ", b"PK\x03\x04", b"BZh", b"\x28\xb5\x2f\xfd")):
+        return "not an ONNX model but an archive: unpack it."
+    return "not an ONNX model, or is cut short."
+
+
+def _quiet_graphsurgeon() -> AbstractContextManager[Any]:
+    """It prints warnings on stdout, where data goes."""
+    quiet: AbstractContextManager[Any] = G_LOGGER.suppress(G_LOGGER.CRITICAL + 1)
+    return quiet
 
 
 def _refuse_private(model: onnx.ModelProto) -> None:

@@ -483,10 +483,60 @@ def function(name: str, domain: str, default_opset: int) -> onnx.FunctionProto:
 
 def functions_in_use(model: onnx.ModelProto) -> list[onnx.FunctionProto]:
     """The bodies of every op of ours that the graph, a subgraph or a function of ``model`` calls, in a fixed order."""
-    default_opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    default_opset = _default_opset(model)
+    return [function(name, domain, default_opset) for domain, name in _called(model)]
+
+
+def functions_changed(model: onnx.ModelProto) -> list[str]:
+    """The ops in use whose body in ``model`` is not the one that :func:`functions_in_use` gives it, in a fixed order.
+
+    Names of nodes and constants, documentation, metadata and the order of attributes mean nothing and may differ.  A
+    body that is not there has not changed.
+    """
+    default_opset = _default_opset(model)
+    called = _called(model)
+    if default_opset < MIN_OPSET:  # where this version writes none
+        ours: dict[tuple[str, str], bytes] = {}
+    else:
+        ours = {key: _meaning(function(key[1], key[0], default_opset)) for key in called}
+    changed = {key for body in model.functions if _meaning(body) != ours.get(key := (body.domain, body.name))}
+    return [name for domain, name in called if (domain, name) in changed]
+
+
+def _default_opset(model: onnx.ModelProto) -> int:
+    return next((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+
+
+def _called(model: onnx.ModelProto) -> list[tuple[str, str]]:
+    """Domain and name of every op of ours that the model calls, in a fixed order."""
     own = {(op.domain, op.name) for op in (*_SIGNATURES, *_IDEAL_SIGNATURES)}
-    called = {(node.domain, node.op_type) for node in _all_nodes(model)}
-    return [function(name, domain, default_opset) for domain, name in sorted(own & called)]
+    return sorted(own & {(node.domain, node.op_type) for node in _all_nodes(model)})
+
+
+def _meaning(body: onnx.FunctionProto) -> bytes:
+    """A function as bytes, without what means nothing: the same for the same text, whoever wrote it."""
+    bare = onnx.FunctionProto(domain=body.domain, name=body.name, input=body.input, output=body.output)
+    bare.attribute.extend(sorted(body.attribute))
+    bare.attribute_proto.extend(sorted(body.attribute_proto, key=lambda attribute: attribute.name))
+    bare.opset_import.extend(helper.make_opsetid(_bare_domain(e.domain), e.version) for e in body.opset_import)
+    for node in body.node:
+        written = bare.node.add(op_type=node.op_type, domain=_bare_domain(node.domain))
+        written.input.extend(node.input)
+        written.output.extend(node.output)
+        written.attribute.extend(sorted(node.attribute, key=lambda attribute: attribute.name))
+        for attribute in written.attribute:
+            attribute.ClearField("doc_string")
+            if not attribute.ref_attr_name:
+                attribute.ClearField("ref_attr_name")  # written and empty says no more
+            if attribute.HasField("t"):
+                attribute.t.ClearField("name")
+                attribute.t.ClearField("doc_string")
+    content: bytes = bare.SerializeToString(deterministic=True)
+    return content
+
+
+def _bare_domain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
 
 
 def _all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

@@ -168,7 +168,9 @@ def _compile(source: io.Source, config: Config) -> _Compilation:
         model, size = source.model, source.size
     for layer in layers:
         _conclude(layer, context)
-    report = Report(layers, _summary(layers, source.size, size), signs, _notes(source.model))
+    report = Report(
+        layers, _summary(layers, source.size, size), signs, [*_notes(source.model), *_idle_choices(config, layers)]
+    )
     return _Compilation(model, report, len(context.binary))
 
 
@@ -178,6 +180,17 @@ def _notes(source: onnx.ModelProto) -> list[str]:
     if not newer:
         return []
     return [f"{', '.join(newer)} is newer than this version and runs slowly, by its definition: upgrade binarize-onnx"]
+
+
+def _idle_choices(config: Config, layers: list[Layer]) -> list[str]:
+    """Choices of layers that match none: a slip of the pen leaves a layer binary that was to stay float."""
+    choices = [("--nodes-to-exclude", p) for p in config.nodes_to_exclude]
+    choices += [("--nodes-to-quantize", p) for p in config.nodes_to_quantize]
+    idle = [
+        f"{option} {p} matches no layer" for option, p in choices if not any(re.fullmatch(p, x.name) for x in layers)
+    ]
+    ops = {x.op for x in layers}
+    return idle + [f"--op-types-to-exclude {op} matches no layer" for op in config.op_types_to_exclude if op not in ops]
 
 
 def _untouched(source: io.Source, error: ModelError) -> _Compilation:
@@ -246,7 +259,7 @@ def _name_layers(context: Context) -> list[Layer]:
         if not ours and (node.domain or op not in LAYER_OPS):
             continue
         if not node.name or taken[node.name] > 1:
-            base = node.outputs[0].name or node.outputs[-1].name
+            base = next((out.name for out in node.outputs if out.name), op)
             node.name = next(n for i in count() if (n := f"{base}.{i}" if i else base) and not taken[n])
             taken[node.name] += 1
         if flaw:

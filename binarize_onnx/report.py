@@ -116,7 +116,7 @@ class Report:
     def rows(self) -> list[tuple[str, ...]]:
         """The layers as lines of a table, its header first."""
         rows: list[tuple[str, ...]] = [("layer", "op", "runs as", "code", "MACs", "why")]
-        rows += [(x.name, x.op, x.status, str(x.code), _count(x.macs), x.reason) for x in self.layers]
+        rows += [(x.name, x.op, x.status, str(x.code), shown_count(x.macs), x.reason) for x in self.layers]
         return rows
 
     def totals(self) -> list[tuple[str, str]]:
@@ -125,9 +125,9 @@ class Report:
         smaller = f"  ({s.bytes_before / s.bytes_after:.1f}x smaller)" if 0 < s.bytes_after < s.bytes_before else ""
         pairs = [
             ("binary layers", f"{s.binary_layers} of {s.binary_layers + s.float_layers}"),
-            ("binary MACs", f"{_count(s.binary_macs)} of {_count(s.binary_macs + s.float_macs)}"),
-            ("operations", f"{_count(round(s.ops))}  (binary MACs / 64 + float MACs)"),
-            ("file size", f"{_size(s.bytes_before)} -> {_size(s.bytes_after)}{smaller}"),
+            ("binary MACs", f"{shown_count(s.binary_macs)} of {shown_count(s.binary_macs + s.float_macs)}"),
+            ("operations", f"{shown_count(round(s.ops))}  (binary MACs / 64 + float MACs)"),
+            ("file size", f"{shown_size(s.bytes_before)} -> {shown_size(s.bytes_after)}{smaller}"),
         ]
         assumed = [x.name for x in self.signs if x.zero == "assumed"]
         if assumed:
@@ -141,19 +141,22 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def _count(n: int | None) -> str:
+def shown_count(n: int | None) -> str:
     """1234567 → `1.23 M`; unknown → `?`."""
-    if n is None:
-        return "?"
-    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if n >= scale:
-            return f"{n / scale:.3g} {unit}"
-    return str(n)
+    return "?" if n is None else _in_units(n, ("k", "M", "G", "T")) or str(n)
 
 
-def _size(n: int) -> str:
+def shown_size(n: int) -> str:
     """Bytes in the unit a person would choose: 1234567 → `1.23 MB`."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n >= scale:
-            return f"{n / scale:.3g} {unit}"
-    return f"{n} B"
+    return _in_units(n, ("kB", "MB", "GB", "TB")) or f"{n} B"
+
+
+def _in_units(n: int, units: tuple[str, ...]) -> str:
+    """Three digits and a unit; empty below 1000."""
+    text = ""
+    for power, unit in enumerate(units, start=1):
+        scaled = f"{n / 1000**power:.3g}"
+        if float(scaled) < 1:  # of the rounded number: 999,999 is 1 M
+            break
+        text = f"{scaled} {unit}"
+    return text

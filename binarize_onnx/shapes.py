@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
+from itertools import count
+from math import isqrt, prod
 
 import onnx
 from google.protobuf.message import EncodeError
@@ -16,8 +17,9 @@ Dims = tuple[int | None, ...]
 SMALL = 1024  # initializers up to this many elements may be shapes or axes, so inference gets to see them
 LONGEST_VALUE = 1 << 16  # elements of a value that inference may follow: far more than any shape has
 MOST_AXES = 8  # elements of a shape, which is what a tensor of unknown values may hold
-# Open dimensions get numbers of their own that no real network uses; image sizes stay divisible by the usual strides.
-PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069, 1087, 1091, 1093, 1097)
+# Open dimensions get primes of their own, from here on, that no real network uses; behind the first axis multiplied, so
+# that image sizes stay divisible by the usual strides.
+FIRST_PRIME = 1009
 SIZE_STEP = 32
 
 
@@ -130,16 +132,23 @@ def _divides_by_zero(node: onnx.NodeProto) -> bool:
 
 
 def _replace_symbols(skeleton: onnx.ModelProto) -> dict[str, int]:
-    """A number for every open input dimension: the same for the same symbol."""
+    """A number for every open input dimension: the same for the same symbol, another for every other."""
     numbers: dict[str, int] = {}
+    primes = _primes()
     for tensor in skeleton.graph.input:
         for axis, dim in enumerate(tensor.type.tensor_type.shape.dim):
             if dim.WhichOneof("value") == "dim_value":
                 continue
             symbol = dim.dim_param or f"{tensor.name}[{axis}]"
-            prime = PRIMES[len(numbers) % len(PRIMES)]
-            dim.dim_value = numbers.setdefault(symbol, prime if axis == 0 else SIZE_STEP * prime)
+            if symbol not in numbers:
+                numbers[symbol] = next(primes) * (1 if axis == 0 else SIZE_STEP)
+            dim.dim_value = numbers[symbol]
     return numbers
+
+
+def _primes() -> Iterator[int]:
+    """The primes from FIRST_PRIME on, as many as there are symbols: two that shared one would look like one size."""
+    return (n for n in count(FIRST_PRIME) if all(n % d for d in range(2, isqrt(n) + 1)))
 
 
 def _dims(value: onnx.ValueInfoProto, numbers: Mapping[str, int] | None = None) -> Dims:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:  # NumPy and onnxruntime are behind these
     from binarize_onnx.bench import Benchmark
     from binarize_onnx.verify import Verification
 
-# Everything that Markdown or HTML may read as more than itself: links, mentions and formulas of GitHub included.
+# Everything that Markdown or HTML may read as more than itself, links and formulas included. What a site makes of plain
+# text afterwards, such as mentions of its users, is out of reach.
 _MARKUP = re.compile(r"[^\w ,./()=+%-]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.", re.IGNORECASE)
 
 

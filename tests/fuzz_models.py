@@ -6,7 +6,7 @@ Each input is made from a real model (the demo, random networks, calls of single
 them), as it is or converted, by changing its bytes or its graph. It must end in one of two ways: a BinarizeError with
 words, or a model that
 
-- loads in onnxruntime wherever the mutated source does, and
+- loads in onnxruntime wherever the mutated source loads and runs, and
 - equals its own ideal graph bit for bit, on inputs drawn for it (unless NaN or infinity arises inside, where
   docs/ops.md promises no equality).
 
@@ -376,11 +376,14 @@ def examine(data: bytes) -> str:
         if not str(error).strip() or error.exit_code not in range(1, 6):
             raise Broken(f"an error without words or with exit code {error.exit_code}") from error
         return f"{'runs; ' if ours else ''}refused ({error.exit_code})"
-    if _load(data, ort.InferenceSession) is None:
+    source = _load(data, ort.InferenceSession)
+    if source is None:
         return "converted; onnxruntime refuses the source"
     ideal = convert(data, Config(emit="ideal")).model
     fast, plain = (_load(model.SerializeToString(), InferenceSession) for model in (compiled, ideal))
     if fast is None or plain is None:
+        if _run(source) is None:
+            return "converted; onnxruntime does not run the source"
         raise Broken(f"onnxruntime loads the source, but not its {'ideal' if plain is None else 'compiled'} graph")
     expected, got = _run(plain), _run(fast)
     if expected is None or got is None:

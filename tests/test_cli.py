@@ -487,3 +487,79 @@ def test_version(command: Command) -> None:
     done = command("--version")
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("binarize-onnx, version ")
+
+
+# --- What a slip would cost ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["--report", "--junit"])
+def test_a_report_is_not_written_over_what_is_read(option: str, source: Path, command: Command, tmp_path: Path) -> None:
+    before, out = source.read_bytes(), tmp_path / "out.onnx"
+    link = tmp_path / "link.onnx"
+    link.symlink_to(source)
+    for over in (source, link):
+        done = command("convert", source, out, option, over)
+        assert (done.code, source.read_bytes(), out.exists()) == (2, before, False)
+        assert "is read, and a report would be written over it" in done.err
+    assert command("verify", source, source, option, source).code == 2
+    assert command("bench", source, option, source, "--seconds", "0.1").code == 2
+    if option == "--report":
+        assert command("inspect", source, option, source).code == 2
+        assert command("doctor", source, option, source).code == 2
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("verify", "a.onnx", "b.onnx", "--max-diff"),
+        ("verify", "a.onnx", "b.onnx", "--max-metric-drop"),
+        ("bench", "a.onnx", "--min-speedup"),
+        ("bench", "a.onnx", "--seconds"),
+    ],
+)
+def test_a_limit_is_a_finite_number(arguments: tuple[str, ...], value: str, command: Command) -> None:
+    done = command(*arguments[:-1], f"{arguments[-1]}={value}")
+    assert done.code == 2
+    assert "Traceback" not in done.err
+
+
+def test_a_size_has_a_bound(source: Path, command: Command) -> None:
+    done = command("convert", source, "out.onnx", "--max-size", "9" * 5000)
+    assert done.code == 2
+    assert "is no size" in done.err
+
+
+def test_a_choice_that_matches_no_layer_is_noted(source: Path, command: Command) -> None:
+    done = command("inspect", source, "--nodes-to-exclude", "typo", "--op-types-to-exclude", "conv")
+    assert done.code == 0
+    assert "--nodes-to-exclude typo matches no layer" in done.out
+    assert "--op-types-to-exclude conv matches no layer" in done.out
+    assert "matches no layer" not in command("inspect", source, "--op-types-to-exclude", "Conv").out
+
+
+def test_a_candidate_from_another_file_fails_unless_something_is_demanded(
+    source: Path, command: Command, tmp_path: Path
+) -> None:
+    out, other = tmp_path / "out.onnx", tmp_path / "other.onnx"
+    assert command("convert", source, out).code == 0
+    model = onnx.load(source)
+    model.doc_string = "trained again"
+    onnx.save(model, other)
+    done = command("verify", other, out)
+    assert done.code == 1
+    assert "was made from another file than the reference: convert again" in done.err
+    assert command("verify", other, out, "--max-diff", "1000").code == 0
+
+
+def test_a_reader_that_has_gone_does_not_cost_the_report(source: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    script = (
+        "import os, sys; os.dup2(os.open('/dev/full', os.O_WRONLY), 1); from binarize_onnx.cli import main\n"
+        "main(['inspect', sys.argv[1], '--report', sys.argv[2]])"
+    )
+    done = python("-c", script, source, report)
+    assert (done.returncode, done.stderr.count("\n")) == (3, 1), done.stderr
+    assert done.stderr.startswith("error: stdout")
+    assert json.loads(report.read_text())["summary"]["binary_layers"] == 2

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_graphsurgeon as gs
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
@@ -68,7 +69,8 @@ def test_a_healthy_machine() -> None:
         "instruction set": expected,
     }
     found.require()
-    assert (found.speed, found.verdict) == ("fast", f"any converted file: {models.FAST}.")
+    if isas != ["scalar"]:
+        assert (found.speed, found.verdict) == ("fast", f"any converted file: {models.FAST}.")
     assert finding(found, "onnxruntime").facts["version"] == ort.__version__
     assert finding(found, "library").facts["path"] == str(runtime.get_library_path())
     assert finding(found, "instruction set").facts == {"available": isas, "forced": None, "selected": isas[0]}
@@ -289,6 +291,27 @@ def test_a_forced_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"although {best} is faster" in found.words
 
 
+@pytest.mark.parametrize("with_model", [False, True], ids=["any file", "a file"])
+def test_plain_kernels_are_slow(
+    with_model: bool, converted: Path, monkeypatch: pytest.MonkeyPatch, loads_at_once: None
+) -> None:
+    """Forced, or because the processor has nothing better: slower than float, and not called fast."""
+    monkeypatch.setenv(runtime.ISA_VARIABLE, "scalar")
+    monkeypatch.setattr(runtime, "available_isas", lambda: ("avx2", "scalar"))
+    monkeypatch.setattr(sys.modules["binarize_onnx.doctor.examine"], "self_test", lambda _: ([], ["function bodies"]))
+    path = converted if with_model else None
+    for reason in ("BINARIZE_ONNX_ISA forces them, although avx2 is faster", "this processor has no AVX2"):
+        found = examine(path)
+        found.require()
+        assert finding(found, "instruction set").status == "warning"
+        assert "plain C++ kernels, which are slower than float" in finding(found, "instruction set").words
+        assert found.speed == "slow"
+        assert "runs here, slowly: by plain C++ kernels, which are slower than float" in found.verdict
+        assert reason in found.verdict
+        assert reason in finding(found, "instruction set").words
+        monkeypatch.setattr(runtime, "available_isas", lambda: ("scalar",))
+
+
 # --- Subnormal numbers and CUDA ------------------------------------------------------------------------------------
 
 
@@ -411,6 +434,118 @@ def test_a_file_for_newer_ops_is_mentioned(converted: Path, tmp_path: Path) -> N
     found = models.findings(look(saved(model, tmp_path / "newer.onnx")))
     assert [f.status for f in found] == ["ok", "warning"]
     assert "ops of version 2" in found[1].words
+
+
+@pytest.mark.parametrize("domain", [opset.DOMAIN, opset.IDEAL_DOMAIN])
+def test_an_import_of_newer_ops_is_mentioned(domain: str, converted: Path, tmp_path: Path) -> None:
+    model = onnx.load(converted)
+    entries = [entry for entry in model.opset_import if entry.domain != domain]
+    del model.opset_import[:]
+    model.opset_import.extend([*entries, helper.make_opsetid(domain, opset.VERSION + 1)])
+    found = models.findings(look(saved(model, tmp_path / "newer.onnx")))
+    assert [f.status for f in found] == ["ok", "warning"]
+    assert f"ops of version {opset.VERSION + 1}, this is {opset.VERSION}: upgrade" in found[1].words
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"), [("pads", [-1] * 4), ("strides", [2**40] * 2)], ids=["pads", "strides"]
+)
+def test_a_file_that_the_kernels_refuse_does_not_run(
+    attribute: str, value: Any, converted: Path, tmp_path: Path, loads_at_once: None
+) -> None:
+    """A plain onnxruntime loads it, and our sessions do not."""
+    model = onnx.load(converted)
+    node = next(node for node in model.graph.node if node.op_type == "XnorConv")
+    edited = next(a for a in node.attribute if a.name == attribute)
+    edited.CopyFrom(helper.make_attribute(attribute, value))
+    path = saved(model, tmp_path / "damaged.onnx")
+    ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = examine(path)
+    assert found.speed == "none"
+    assert "does not run here with the kernels: " in found.verdict
+    with pytest.raises(ModelError, match=rf"{attribute}.*; the file is damaged: convert it again") as stopped:
+        found.require()
+    assert stopped.value.exit_code == 3
+    next(entry for entry in model.metadata_props if entry.key == "binarize_onnx.ops").value = "2"
+    assert models.judge(look(saved(model, path)))[1].endswith("; upgrade binarize-onnx")
+
+
+def edited_body(converted: Path) -> onnx.ModelProto:
+    """The file with a border of 1 in the convolution's definition, whatever `pad_value` is."""
+    model = onnx.load(converted)
+    body = next(function for function in model.functions if function.name == "XnorConv")
+    pad = next(node for node in body.node if node.op_type == "Pad")
+    one = next(node for node in body.node if any(a.name == "value_float" and a.f == 1.0 for a in node.attribute))
+    pad.input[2] = one.output[0]
+    return model
+
+
+def test_a_definition_that_somebody_changed_is_mentioned(converted: Path, tmp_path: Path, loads_at_once: None) -> None:
+    path = saved(edited_body(converted), tmp_path / "edited.onnx")
+    found = examine(path)
+    found.require()
+    warned = finding(found, "model definitions")
+    assert warned.status == "warning"
+    assert warned.words.startswith("its definition of XnorConv is not this version's: without the library it may")
+    assert "docs/neighbours.md" in warned.words
+    assert finding(found, "model").facts["changed_body"] == ["XnorConv"]
+
+
+@pytest.mark.parametrize("what", ["opset", "default opset of the model", "inputs", "attributes"])
+def test_every_part_of_a_definition_counts(what: str, converted: Path) -> None:
+    model = onnx.load(converted)
+    body = next(function for function in model.functions if function.name == "XnorConv")
+    if what == "opset":
+        body.opset_import[0].version = 11
+    elif what == "default opset of the model":
+        next(entry for entry in model.opset_import if not entry.domain).version = 11
+    elif what == "inputs":
+        first, second = body.input[:2]
+        body.input[0], body.input[1] = second, first
+    else:
+        del body.attribute[-1]
+    everything = ["PackSign", "PackedMaxPool", "XnorConv", "XnorMatMul"]
+    assert opset.functions_changed(model) == (everything if "model" in what else ["XnorConv"])
+
+
+def test_what_means_nothing_in_a_definition_may_differ(converted: Path, tmp_path: Path) -> None:
+    model = onnx.load(converted)
+    for number, body in enumerate(model.functions):
+        body.doc_string = "by another tool"
+        attributes = sorted(body.attribute, reverse=True)
+        del body.attribute[:]
+        body.attribute.extend(attributes)
+        for entry in body.opset_import:
+            entry.domain = entry.domain or "ai.onnx"
+        for node in body.node:
+            node.name, node.doc_string, node.domain = f"{node.op_type}_{number}", "a step", "ai.onnx"
+            values = sorted(node.attribute, key=lambda a: a.name, reverse=True)
+            del node.attribute[:]
+            node.attribute.extend(values)
+            for value in node.attribute:
+                value.doc_string = "a number"
+                value.ref_attr_name = value.ref_attr_name or ""  # written and empty, as graphsurgeon does
+                if value.HasField("t"):
+                    value.t.name = "constant"
+    assert opset.functions_changed(model) == []
+
+
+@pytest.mark.parametrize("path", [*sorted((Path(__file__).parent / "golden_models").glob("*/*.onnx"))], ids=str)
+def test_definitions_of_published_files_are_this_versions(path: Path, tmp_path: Path) -> None:
+    """A version that changes a definition has to say which files may answer something else."""
+    again = saved(onnx.load(path), tmp_path / "again.onnx")
+    for file in (path, again):
+        assert [f.status for f in models.findings(look(file, onnxruntime=False, library=False))] == ["ok"]
+
+
+@pytest.mark.parametrize("emit", ["compiled", "ideal"])
+def test_definitions_of_a_new_file_are_this_versions(emit: Any, tmp_path: Path) -> None:
+    model = binarize_onnx.convert(DEMO, binarize_onnx.Config(emit=emit)).model
+    path = saved(model, tmp_path / "new.onnx")
+    assert look(path, onnxruntime=False, library=False).changed_body == []
+    assert look(saved(onnx.load(path), path), onnxruntime=False, library=False).changed_body == []
+    again = gs.export_onnx(gs.import_onnx(model))
+    assert look(saved(again, path), onnxruntime=False, library=False).changed_body == []
 
 
 @pytest.fixture(scope="module")

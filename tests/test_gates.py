@@ -19,7 +19,8 @@ from test_verify import change, network, samples
 from binarize_onnx import convert, inspect, summary
 from binarize_onnx.cli import main, share, size
 from binarize_onnx.errors import GateFailed, UsageError
-from binarize_onnx.gates import Gate, at_least, at_most, require
+from binarize_onnx.gates import Gate, at_least, at_most, percent, require
+from binarize_onnx.report import shown_count, shown_size
 from binarize_onnx.verify import Gates, OutputRow, Verification, verify
 from binarize_onnx.verify.results import Accuracy, Exact, SignRow, TensorRow
 
@@ -462,3 +463,26 @@ def test_the_summary_of_inspect_and_verify(source: Path) -> None:
     assert "| exact | passed |" in output
     assert "| rounding | passed |" in output
     assert "| sign1 | 32768 |" in output
+
+
+@pytest.mark.parametrize(
+    ("share", "words"), [(0.6, "60%"), (0.125, "12.5%"), (1.0, "100%"), (0.59999999999, "59.999999999%")]
+)
+def test_a_percentage_tells_a_failure_from_its_limit(share: float, words: str) -> None:
+    assert percent(share) == words
+
+
+@pytest.mark.parametrize(
+    ("n", "count", "size"),
+    [
+        (0, "0", "0 B"),
+        (999, "999", "999 B"),
+        (1000, "1 k", "1 kB"),
+        (999_400, "999 k", "999 kB"),
+        (999_999, "1 M", "1 MB"),
+        (1_234_567, "1.23 M", "1.23 MB"),
+        (2 * 10**12, "2 T", "2 TB"),
+    ],
+)
+def test_numbers_have_three_digits_and_a_unit(n: int, count: str, size: str) -> None:
+    assert (shown_count(n), shown_size(n)) == (count, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,109 @@ def test_save_replaces_the_file_and_never_writes_into_it(tmp_path: Path) -> None
     io.save(small_network(), out)
     assert other_name.read_bytes() == b"the old file"
     assert out.read_bytes() == small_network().SerializeToString(deterministic=True)
+
+
+def negated() -> onnx.ModelProto:
+    model = small_network()
+    weights = model.graph.initializer[0]
+    weights.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weights), weights.name))
+    return model
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["another model", "the model that was there"])
+def test_two_saves_at_once_leave_one_whole_model(again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process saves the same file when ours has its data file and not yet its model."""
+    out = tmp_path / "out.onnx"
+    io.save(small_network() if again else convert(small_network()).model, out, external_data=True)
+    (first,) = tmp_path.glob("*.data")
+    replace, moved = os.replace, []
+
+    def replace_and_be_overtaken(source: Path, target: Path) -> None:
+        replace(source, target)
+        moved.append(target.name)
+        if len(moved) == 1:
+            assert target.suffix == ".data"
+            io.save(negated(), out, external_data=True)
+
+    monkeypatch.setattr(os, "replace", replace_and_be_overtaken)
+    io.save(small_network(), out, external_data=True)
+    assert [name.endswith(".data") for name in moved] == [True, True, False, False, True][: 4 + again]
+    np.testing.assert_array_equal(run(io.load(out)), run(small_network()))
+    assert first.exists() == again
+
+
+@pytest.mark.parametrize("fault", ["a folder", "a full disk"])
+def test_a_save_that_fails_leaves_no_data_file(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it write one: the model's own file is opened and on disk before the data file gets its name."""
+    out = tmp_path / "out.onnx"
+    if fault == "a folder":
+        out.mkdir()
+    else:
+
+        def fail(descriptor: int) -> None:
+            if os.fstat(descriptor).st_size < 40 * 40 * 9 * 4:  # the model, without its weights
+                raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", fail)
+    before = list(tmp_path.iterdir())
+    with pytest.raises(ModelError, match="cannot be written"):
+        io.save(small_network(), out, external_data=True)
+    assert list(tmp_path.iterdir()) == before
+
+
+def test_data_files_that_the_old_model_does_not_name_stay(tmp_path: Path) -> None:
+    out, foreign = tmp_path / "out.onnx", tmp_path / "out.onnx.0123456789ab.data"
+    foreign.write_bytes(b"somebody else's")
+    for content in (b"no model", small_network().SerializeToString()):
+        out.write_bytes(content)
+        io.save(small_network(), out)
+        io.save(negated(), out, external_data=True)
+        io.save(small_network(), out)
+        assert sorted(tmp_path.iterdir()) == [out, foreign]
+
+
+@pytest.mark.parametrize("length", [237, 255])
+def test_a_file_may_have_the_longest_name(length: int, tmp_path: Path) -> None:
+    """In bytes, as file systems count."""
+    out = tmp_path / ("é" * (length // 2) + "n" * (length % 2))
+    io.save(small_network(), out)
+    assert list(tmp_path.iterdir()) == [out]
+    if length == 237:
+        io.save(small_network(), out, external_data=True)
+        assert len(io.load(out).graph.initializer) == 5
+    else:
+        before = out.read_bytes()
+        with pytest.raises(ModelError, match="File name too long"):
+            io.save(small_network(), out, external_data=True)
+        assert (list(tmp_path.iterdir()), out.read_bytes()) == ([out], before)
+
+
+def test_a_new_file_has_the_mode_of_the_umask_and_a_replaced_one_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The umask belongs to the whole process: other threads must never see it changed."""
+    new, private, shared = (tmp_path / f"{name}.onnx" for name in ("new", "private", "shared"))
+    for path, mode in ((private, 0o600), (shared, 0o666)):
+        path.touch()
+        path.chmod(mode)
+    before = os.umask(0o027)
+    open_modes: list[int] = []
+    fsync = os.fsync
+
+    def look_and_sync(descriptor: int) -> None:
+        open_modes.append(os.fstat(descriptor).st_mode & 0o777)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look_and_sync)
+    try:
+        with monkeypatch.context() as patched:
+            patched.delattr(os, "umask")
+            for path in (new, private, shared):
+                io.save(small_network(), path)
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (new, private, shared)] == [0o640, 0o600, 0o666]
+    assert open_modes[2] == 0o600, "no one else may read what is on its way into a private file"
 
 
 def test_operations_are_counted_as_in_the_literature() -> None:

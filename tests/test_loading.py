@@ -23,7 +23,7 @@ PAGE = (ROOT / "docs" / "loading.md").read_text()
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("converted") / "demo.bin.onnx"
+    path = tmp_path_factory.mktemp("converted") / "demo.compiled.onnx"
     path.write_bytes(binarize_onnx.convert(DEMO).model.SerializeToString())
     return path
 
@@ -81,7 +81,7 @@ def test_python_snippet_needs_no_package(converted: Path) -> None:
     snippet = re.search(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     assert snippet is not None
     code = snippet[1].replace("/path/to/libbinarize_onnx.so", str(binarize_onnx.get_library_path()))
-    code = code.replace("demo.bin.onnx", str(converted))
+    code = code.replace("demo.compiled.onnx", str(converted))
     code += "\nimport sys\nassert 'binarize_onnx' not in sys.modules\nprint(*[float(v).hex() for v in logits.ravel()])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd="/")
     assert ran.returncode == 0, ran.stderr

@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from binarize_onnx import Config, Result, convert, inspect, runtime
+from binarize_onnx import Config, Result, convert, inspect, runtime, shapes
 from binarize_onnx.errors import BinarizeError, ModelError, NothingMatched, UsageError
 
 Array = npt.NDArray[Any]
@@ -328,3 +328,19 @@ def test_an_input_shape_may_not_contradict_the_model() -> None:
     model = network([*sign("x", "s"), node("Conv", "s w", "y", "layer")], IMAGE, {"y": 4}, W)
     with pytest.raises(BinarizeError, match=r"has shape \?,8,6,6, which 1,8,7,7 contradicts"):
         convert(model, Config(input_shapes={"x": (1, 8, 7, 7)}))
+
+
+def test_every_open_dimension_is_a_size_of_its_own() -> None:
+    """However many there are: two that seem equal would make a broadcast look like an elementwise step."""
+    others = {f"i{k}": [f"n{k}", f"m{k}"] for k in range(40)}
+    model = network([node("Identity", "x", "y")], {"x": ["N", 8], **others}, {"y": 2}, {})
+    sizes = shapes.infer(model).stand_in
+    numbers = [d for name in ("x", *others) for d in sizes[name] if d != 8]
+    assert len(set(numbers)) == len(numbers) == 81
+
+    nodes = [*sign("x", "s"), node("Conv", "s w", "c", "layer"), node("Add", "c r", "y")]
+    # Were it sixteen numbers in turn, A and B would get those of H and W again.
+    unused = {f"f{k}": [1, f"q{k}"] for k in range(14)}
+    model = network(nodes, {"x": ["N", 8, "H", "W"], **unused, "r": ["N", 8, "A", "B"]}, {"y": 4}, W)
+    feeds = {"x": FEED["x"][:1, :, :1, :1], "r": RNG.normal(size=(1, 8, 5, 5)).astype(np.float32)}
+    check(model, feeds | {name: np.zeros((1, 2), np.float32) for name in unused})

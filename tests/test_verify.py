@@ -405,9 +405,17 @@ def test_data_that_does_not_fit(inputs: dict[str, Array], words: str) -> None:
         verify(source, source, inputs=inputs)
 
 
+@pytest.mark.parametrize("size", [-3, 0, 1 << 31])
+def test_sizes_that_no_random_numbers_fill(size: int) -> None:
+    source = network()
+    source.graph.input[0].type.tensor_type.shape.dim[2].dim_value = size
+    with pytest.raises(UsageError, match=r"cannot be filled with random numbers: give samples"):
+        verify(source, source)
+
+
 def test_labels_that_do_not_fit() -> None:
     source = network()
-    for labels in (np.zeros(3, np.int64), np.zeros(4, np.float32)):
+    for labels in (np.zeros(3, np.int64), np.zeros(4, np.float32), np.full(4, -1), np.full(4, 10**6)):
         with pytest.raises(ModelError, match="labels"):
             verify(source, source, inputs=samples(4), labels=labels)
 

@@ -19,7 +19,7 @@ from binarize_onnx.bench.inputs import feed
 from binarize_onnx.bench.profile import profile, with_names
 from binarize_onnx.bench.results import BODIES, KERNELS, PLAIN, Benchmark, LayerTable, Machine, Row
 from binarize_onnx.bench.timing import Times, ratios, rounds, summary, time_in_turns
-from binarize_onnx.errors import BinarizeError, ModelError, RuntimeUnavailable, UsageError
+from binarize_onnx.errors import BinarizeError, ModelError, RuntimeUnavailable, UsageError, one_line
 from binarize_onnx.verify.arrays import Arrays
 from binarize_onnx.verify.graphs import has_our_ops
 
@@ -101,7 +101,7 @@ def benchmark(
     for contestant, session in zip(everyone, sessions, strict=True):
         _try(contestant, session)
     times = time_in_turns([session.run for session in sessions], seconds)
-    del sessions
+    del session, sessions  # the profiler makes its own
     tables = _profile(given, fed, threads, seconds * PROFILE_SHARE, notes) if profiled else ()
     sizes = {values.shape[0] for values in fed.values() if values.ndim}
     return Benchmark(
@@ -178,7 +178,7 @@ def _start(contestant: Contestant, source: Path | bytes, options: Any) -> Any:
     except BinarizeError:
         raise
     except Exception as error:  # onnxruntime's own classes share no base
-        raise ModelError(f"onnxruntime does not load it: {_one_line(error)}", where=contestant.label) from None
+        raise ModelError(f"onnxruntime does not load it: {one_line(error)}", where=contestant.label) from None
 
 
 def _try(contestant: Contestant, session: Session) -> None:
@@ -186,7 +186,7 @@ def _try(contestant: Contestant, session: Session) -> None:
     try:
         session.run()
     except Exception as error:
-        raise ModelError(f"onnxruntime does not run it: {_one_line(error)}", where=contestant.label) from None
+        raise ModelError(f"onnxruntime does not run it: {one_line(error)}", where=contestant.label) from None
 
 
 def _row(contestant: Contestant, baseline: Times, times: Times) -> Row:
@@ -225,7 +225,3 @@ def _profile(
         )
         for i in range(1, len(given))
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -39,8 +39,8 @@ class Diagnosis:
 
     Attributes:
         findings: in the order in which a reader would ask.
-        speed: how the model, or any converted file, runs here: `fast` by kernels, `slow` by function bodies, `plain` if
-            the model has no ops of ours, `none` if it does not run.
+        speed: how the model, or any converted file, runs here: `fast` by kernels, `slow` by function bodies or by
+            kernels in plain C++, `plain` if the model has no ops of ours, `none` if it does not run or is damaged.
         verdict: that in a sentence.
     """
 

@@ -25,16 +25,18 @@ def examine(path: Path | None = None) -> Diagnosis:
     loads = bool(findings[-1].facts.get("loads"))
     registers = bool(findings[-1].facts.get("registers"))
     isas: tuple[str, ...] = ()
+    why_plain = ""
     if loads:
         isas, found = machine.instruction_sets()
         findings.append(found)
+        why_plain = machine.why_plain(found.facts)
     usable = registers and findings[-1].status != "problem"
     if module is not None:
         findings.append(_tested(isas if registers else ()))
     findings += [machine.subnormals(module), machine.cuda(module)]
     wrong = any(finding.exit_code == GateFailed.exit_code for finding in findings)
     if path is None:
-        speed, verdict = _in_general(module is not None, usable)
+        speed, verdict = _in_general(module is not None, usable, why_plain)
         subject = "any converted file"
     else:
         subject = path.name
@@ -44,7 +46,7 @@ def examine(path: Path | None = None) -> Diagnosis:
             findings.append(Finding("model", "problem", str(error), {}, error.exit_code))
             return Diagnosis(tuple(findings), "none", f"{subject}: does not run here, it cannot be read.")
         findings += model.findings(facts)
-        speed, verdict = model.judge(facts)
+        speed, verdict = model.judge(facts, why_plain)
         if speed == "none" and module is not None:
             findings.append(Finding("model load", "problem", verdict, {}, ModelError.exit_code))
     if wrong and speed != "plain":
@@ -64,10 +66,10 @@ def _tested(isas: tuple[str, ...]) -> Finding:
     return Finding("self-test", "ok", f"all {len(opset.OPS)} ops give the bits of integer arithmetic: {by}", facts)
 
 
-def _in_general(onnxruntime: bool, usable: bool) -> tuple[Speed, str]:
+def _in_general(onnxruntime: bool, usable: bool, why_plain: str) -> tuple[Speed, str]:
     """How any converted file runs."""
     if not onnxruntime:
         return "none", model.NO_ONNXRUNTIME
     if not usable:
         return "slow", f"{model.SLOWLY}: {model.UNUSABLE}"
-    return "fast", model.FAST
+    return model.by_kernels(why_plain)

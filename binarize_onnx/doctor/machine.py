@@ -11,6 +11,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -18,11 +19,13 @@ from onnx import TensorProto, helper
 from binarize_onnx import runtime
 from binarize_onnx.doctor.diagnosis import Finding
 from binarize_onnx.doctor.selftest import IR_VERSION, OPSET, forced
-from binarize_onnx.errors import RuntimeUnavailable
+from binarize_onnx.errors import RuntimeUnavailable, one_line
 
 API_VERSION = 18  # of onnxruntime's C interface, which the library asks for
 OLDEST = "1.20"  # the onnxruntime that we promise to work with
 SYMBOLS = ("RegisterCustomOps", "binarize_onnx_isa_selected", "binarize_onnx_isa_available")
+PLAIN = "scalar"  # the instruction set that every processor has
+PLAIN_KERNELS = "plain C++ kernels, which are slower than float"
 SUBNORMAL = np.float32(1e-40)
 _LOADING_SECONDS = 60
 
@@ -46,7 +49,7 @@ def onnxruntime_module() -> tuple[ModuleType | None, Finding]:
     try:
         import onnxruntime
     except Exception as error:  # a build for another numpy or Python fails in many ways
-        words = f"cannot be imported ({_one_line(error)}): install onnxruntime {OLDEST} or newer"
+        words = f"cannot be imported ({one_line(error)}): install onnxruntime {OLDEST} or newer"
         return None, Finding("onnxruntime", "problem", words, {"version": None}, 5)
     found = str(getattr(onnxruntime, "__version__", "unknown"))
     parsed = re.match(r"(\d+)\.(\d+)", found)
@@ -92,7 +95,7 @@ def library(onnxruntime: ModuleType | None) -> Finding:
             runtime.register(onnxruntime.SessionOptions())
     except Exception as error:
         facts["registers"] = False
-        return Finding("library", "problem", f"{words}, but: {_one_line(error)}", facts, 5)
+        return Finding("library", "problem", f"{words}, but: {one_line(error)}", facts, 5)
     facts["registers"] = True
     return Finding("library", "ok", f"{words}, onnxruntime takes it", facts)
 
@@ -109,14 +112,23 @@ def instruction_sets() -> tuple[tuple[str, ...], Finding]:
         words = f"{error.what}: unset it, or name one of {', '.join(available)}"
         return available, Finding("instruction set", "problem", words, facts, 5)
     facts["selected"] = selected
+    if selected == PLAIN:
+        words = f"{selected}: {PLAIN_KERNELS}; {why_plain(facts)} ({listed})"
+        return available, Finding("instruction set", "warning", words, facts)
     if wanted and selected != available[0]:
         words = f"{selected}, forced by {runtime.ISA_VARIABLE}, although {available[0]} is faster: unset it ({listed})"
         return available, Finding("instruction set", "warning", words, facts)
-    if selected == "scalar":
-        words = f"{selected}, plain C++: this processor has none of the faster ones we have kernels for ({listed})"
-        return available, Finding("instruction set", "warning", words, facts)
     by_force = f", forced by {runtime.ISA_VARIABLE}" if wanted else ""
     return available, Finding("instruction set", "ok", f"{selected}{by_force} ({listed})", facts)
+
+
+def why_plain(facts: dict[str, Any]) -> str:
+    """Why kernels are the plain C++ ones, from the facts of `instruction_sets`; empty if they are not."""
+    if facts["selected"] != PLAIN:
+        return ""
+    if len(facts["available"]) > 1:
+        return f"{runtime.ISA_VARIABLE} forces them, although {facts['available'][0]} is faster: unset it"
+    return "this processor has no AVX2"
 
 
 def subnormals(onnxruntime: ModuleType | None) -> Finding:
@@ -171,9 +183,10 @@ def _loads(path: Path) -> str:
             timeout=_LOADING_SECONDS,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        return f"trying it failed ({_one_line(error)})"
+        return f"trying it failed ({one_line(error)})"
     if done.returncode < 0:
-        return f"the file is damaged, loading it ends the process with {signal.Signals(-done.returncode).name}"
+        ending = signal.Signals(-done.returncode).name
+        return f"loading it ends the process with {ending}: the file is damaged, or memory ran out"
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         return last.partition(": ")[2] or last
@@ -193,7 +206,3 @@ def _survive_in(onnxruntime: ModuleType) -> bool | None:
     except Exception:  # an onnxruntime that runs nothing is the self-test's finding
         return None
     return bool(y.view(np.uint32)[0] == SUBNORMAL.view(np.uint32))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import onnx
-
-from binarize_onnx import io, opset, runtime
+from binarize_onnx import checks, io, opset, runtime
 from binarize_onnx.doctor.diagnosis import Finding, Speed
+from binarize_onnx.doctor.machine import PLAIN_KERNELS
 
-ORT_MAGIC = b"ORTM"  # bytes 4 to 7 of a file in onnxruntime's own format
 NO_ONNXRUNTIME = "does not run here: there is no onnxruntime"
-FAST = "runs fast here, in sessions with our library (binarize_onnx.InferenceSession)"
+IN_SESSIONS = "in sessions with our library (binarize_onnx.InferenceSession)"
+FAST = f"runs fast here, {IN_SESSIONS}"
+SLOWER = f"runs here, slowly: by {PLAIN_KERNELS}"
 SLOWLY = "runs here, slowly, by its function bodies"
 UNUSABLE = "the kernel library cannot be used"
 _METADATA = "binarize_onnx."
@@ -34,6 +34,7 @@ class Facts:
         ideal_ops: the same for the functions of the ideal graph.
         unknown: ops of our domains that this version does not have.
         without_body: ops in use whose function body the file does not hold.
+        changed_body: ops in use whose function body is another than this version writes.
         fails_with: why it does not load with our library; empty if it does, None if that could not be tried.
         fails_without: the same in onnxruntime alone.
     """
@@ -46,6 +47,7 @@ class Facts:
     ideal_ops: dict[str, int] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     without_body: list[str] = field(default_factory=list)
+    changed_body: list[str] = field(default_factory=list)
     fails_with: str | None = None
     fails_without: str | None = None
 
@@ -83,8 +85,8 @@ def findings(facts: Facts) -> list[Finding]:
     if facts.unknown:
         words = f"no kernel in this version for {', '.join(facts.unknown)}: upgrade binarize-onnx"
         found.append(Finding("model ops", "warning", words))
-    elif _newer(facts):
-        words = f"the file was written for ops of version {facts.metadata['ops']}, this is {opset.VERSION}: upgrade"
+    elif _version(facts) > opset.VERSION:
+        words = f"the file was written for ops of version {_version(facts)}, this is {opset.VERSION}: upgrade"
         found.append(Finding("model ops", "warning", words))
     if facts.without_body:
         words = (
@@ -92,11 +94,23 @@ def findings(facts: Facts) -> list[Finding]:
             "needs our library to load at all. Use the file that convert wrote"
         )
         found.append(Finding("model bodies", "warning", words))
+    if facts.changed_body:
+        mend = "mend it as docs/neighbours.md shows, or convert it again"
+        words = (
+            f"its definition of {', '.join(facts.changed_body)} is not this version's: without the library it may "
+            f"answer something else; {'upgrade binarize-onnx' if _from_later(facts) else mend}"
+        )
+        found.append(Finding("model definitions", "warning", words))
     return found
 
 
-def judge(facts: Facts) -> tuple[Speed, str]:
-    """How the file runs here, and that in a sentence."""
+def judge(facts: Facts, why_plain: str = "") -> tuple[Speed, str]:
+    """How the file runs here, and that in a sentence.
+
+    Args:
+        facts: of the file.
+        why_plain: why kernels are the plain C++ ones; empty if they are not.
+    """
     if facts.fails_with is None and facts.fails_without is None:
         return "none", NO_ONNXRUNTIME
     if facts.fails_with != "" and facts.fails_without != "":
@@ -104,18 +118,33 @@ def judge(facts: Facts) -> tuple[Speed, str]:
     if facts.format == "ort":
         if facts.fails_without == "":
             return "plain", "runs here: it loads without our library, so none of our ops is in it"
-        return "fast", f"{FAST} and in no others"
+        return by_kernels(why_plain, " and in no others")
     if not facts.ops and not facts.unknown:
         if facts.ideal_ops:
             return "slow", "runs here, slowly: it is an ideal graph, of plain ±1 floats; convert without --emit ideal"
         return "plain", "runs here as any model: it has no ops of ours (`binarize-onnx inspect` says what could be)"
-    if facts.fails_with != "":
-        return "slow", f"{SLOWLY}: {facts.fails_with or UNUSABLE}"
+    if facts.fails_with is None:
+        return "slow", f"{SLOWLY}: {UNUSABLE}"
+    if facts.fails_with:
+        remedy = "upgrade binarize-onnx" if _from_later(facts) else "the file is damaged: convert it again"
+        return "none", f"does not run here with the kernels: {facts.fails_with}; {remedy}"
     if facts.unknown:
         return "slow", (
             f"runs here, slowly: {', '.join(facts.unknown)} run by function bodies, upgrade binarize-onnx for kernels"
         )
-    return "fast", FAST
+    return by_kernels(why_plain)
+
+
+def by_kernels(why_plain: str, where: str = "") -> tuple[Speed, str]:
+    """How what has kernels runs here, and that in a sentence.
+
+    Args:
+        why_plain: as for `judge`.
+        where: what follows the sessions that have them.
+    """
+    if why_plain:
+        return "slow", f"{SLOWER}, {IN_SESSIONS}{where}; {why_plain}"
+    return "fast", f"{FAST}{where}"
 
 
 def _description(facts: Facts) -> Finding:
@@ -128,9 +157,16 @@ def _description(facts: Facts) -> Finding:
     return Finding("model", "ok", words, asdict(facts))
 
 
-def _newer(facts: Facts) -> bool:
-    number = facts.metadata.get("ops", "")
-    return number.isdigit() and int(number) > opset.VERSION
+def _version(facts: Facts) -> int:
+    """Of our ops: the newest that the file says it was written for."""
+    recorded = facts.metadata.get("ops", "")
+    imported = (facts.opsets.get(domain, 0) for domain in (opset.DOMAIN, opset.IDEAL_DOMAIN))
+    return max(int(recorded[:9]) if recorded.isdecimal() else 0, *imported)  # int refuses thousands of digits
+
+
+def _from_later(facts: Facts) -> bool:
+    """Whether a later version of ours wrote the file."""
+    return bool(facts.unknown) or _version(facts) > opset.VERSION
 
 
 def _ort_format(path: Path) -> Facts | None:
@@ -139,12 +175,12 @@ def _ort_format(path: Path) -> Facts | None:
             head = file.read(8)
     except (OSError, ValueError):
         return None  # which reading it as ONNX says in words
-    return Facts("ort") if head[4:] == ORT_MAGIC else None
+    return Facts("ort") if head[4:] == io.ORT_MAGIC else None
 
 
 def _onnx_format(path: Path) -> Facts:
     model = io.load(path)
-    used = Counter((node.domain, node.op_type) for node in _nodes(model))
+    used = Counter((node.domain, node.op_type) for node in checks.nodes(model.graph))
     known = {opset.DOMAIN: opset.OPS, opset.IDEAL_DOMAIN: opset.IDEAL_OPS}
     bodies = {(function.domain, function.name) for function in model.functions}
     ours = sorted(op for op in used if op[0] in known)
@@ -158,19 +194,8 @@ def _onnx_format(path: Path) -> Facts:
         ideal_ops={name: used[domain, name] for domain, name in ours if domain == opset.IDEAL_DOMAIN},
         unknown=[name for domain, name in ours if name not in known[domain]],
         without_body=[name for domain, name in ours if (domain, name) not in bodies],
+        changed_body=opset.functions_changed(model),
     )
-
-
-def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node of the graph and its subgraphs; function bodies hold no ops of ours."""
-    pending = [model.graph]
-    while pending:
-        for node in pending.pop().node:
-            yield node
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    pending.append(attribute.g)
-                pending.extend(attribute.graphs)
 
 
 def _fails(start: Callable[..., Any], path: Path, file_format: str) -> str:

@@ -7,8 +7,10 @@
     after    x
 
 Exporters leave such cones behind; a binary weight is often one. The nodes are evaluated by the ONNX reference
-implementation. Folding cannot blow a small file up: what results have more elements than the largest of their inputs
-is added up over the whole graph, and a node that would take the sum beyond `GROWTH_LIMIT` is left in the graph.
+implementation. Folding cannot blow a file up. A result may have as many elements as the constants that go with its
+node, those that no other node reads; what it has beyond that is added up over the whole graph, and what vanishes
+without a result of its size is taken off. Constants never grow beyond twice the elements of the source's and
+`GROWTH_LIMIT` more: a node that could take them there, or whose result has no bound, is left in the graph.
 """
 
 from __future__ import annotations
@@ -28,57 +30,33 @@ from binarize_onnx.passes.base import Array, Context, Pass, Skip, constant_value
 
 GROWTH_LIMIT = 1 << 22  # elements, at most 8 bytes each
 
-FOLDED_OPS = frozenset(
+# What is folded, by what bounds the elements of the result.
+SIZE_KEEPING = frozenset(
     {
         "Abs",
-        "Add",
-        "And",
         "Cast",
         "Ceil",
-        "Clip",
-        "Concat",
-        "Div",
-        "Equal",
         "Exp",
-        "Expand",
         "Flatten",
         "Floor",
-        "Gather",
-        "Greater",
-        "GreaterOrEqual",
-        "Less",
-        "LessOrEqual",
         "Log",
-        "Max",
-        "Min",
-        "Mul",
         "Neg",
         "Not",
-        "Or",
-        "Pow",
-        "Range",
-        "ReduceMax",
-        "ReduceMean",
-        "ReduceMin",
-        "ReduceSum",
         "Reshape",
         "Round",
-        "Shape",
         "Sign",
         "Slice",
         "Sqrt",
         "Squeeze",
-        "Sub",
         "Transpose",
         "Unsqueeze",
-        "Where",
     }
 )
-
 BROADCASTING = frozenset(
     {
         "Add",
         "And",
+        "Clip",
         "Div",
         "Equal",
         "Greater",
@@ -94,6 +72,8 @@ BROADCASTING = frozenset(
         "Where",
     }
 )
+REDUCTIONS = frozenset({"ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"})
+FOLDED_OPS = SIZE_KEEPING | BROADCASTING | REDUCTIONS | {"Concat", "Expand", "Gather", "Shape"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +89,8 @@ class FoldConstants(Pass[Known]):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        self._grown = 0  # elements
+        constants = [t for t in context.graph.tensors().values() if isinstance(t, gs.Constant)]
+        self._room = GROWTH_LIMIT + sum(map(_size, constants))  # elements that constants may still grow by
 
     def match(self, node: gs.Node) -> Known | Skip | None:
         """Constant, an identity, or a foldable node whose every input is a constant."""
@@ -121,7 +102,7 @@ class FoldConstants(Pass[Known]):
             values = _constant_attribute(node)
         elif node.op in FOLDED_OPS and len(node.outputs) == 1 and not self.context.is_output(node.outputs[0]):
             known = all(isinstance(t, gs.Constant) or t.is_empty() for t in node.inputs)
-            values = _evaluate(node) if known and node.inputs and self._affordable(node) else None
+            values = _evaluate(node) if known and node.inputs and self._has_room(node) else None
         else:
             return None
         return None if values is None else Known(node, values)
@@ -130,6 +111,8 @@ class FoldConstants(Pass[Known]):
         """Replace the node's output by a constant, or by its input."""
         node, output = site.node, site.node.outputs[0]
         if site.values is not None:
+            # A Constant node's value is the source's: it is there already, and as much again may grow.
+            self._room += site.values.size if node.op == "Constant" else self._freed(node) - site.values.size
             source: gs.Tensor = gs.Constant(self.context.unique(f"{output.name}.folded"), site.values)
         else:
             source = node.inputs[0]
@@ -145,13 +128,15 @@ class FoldConstants(Pass[Known]):
                 if tensor is output:
                     consumer.inputs[index] = source
 
-    def _affordable(self, node: gs.Node) -> bool:
-        """Whether the graph's growth stays within its limit with this node folded; if so, count it."""
-        growth = _growth(node)
-        if growth is None or self._grown + growth > GROWTH_LIMIT:
-            return False
-        self._grown += growth
-        return True
+    def _has_room(self, node: gs.Node) -> bool:
+        """Whether constants stay within their limit with this node folded."""
+        bound = _bound(node)
+        return bound is not None and bound - self._freed(node) <= self._room
+
+    def _freed(self, node: gs.Node) -> int:
+        """Elements of the constants that vanish with the node: nothing else reads them."""
+        constants = {id(t): t for t in node.inputs if isinstance(t, gs.Constant)}.values()
+        return sum(_size(t) for t in constants if all(n is node for n in t.outputs) and not self.context.is_output(t))
 
     def _does_nothing(self, node: gs.Node) -> bool:
         """Identity always; Dropout outside training mode, its mask unread."""
@@ -179,28 +164,34 @@ def _constant_attribute(node: gs.Node) -> Array | None:
     return None
 
 
-def _growth(node: gs.Node) -> int | None:
-    """How many elements the result has beyond the largest input, at most; None if that cannot be told."""
+def _size(tensor: gs.Constant) -> int:
+    return prod(int(d) for d in tensor.shape)
+
+
+def _bound(node: gs.Node) -> int | None:
+    """How many elements the result has at most, by the shapes of its constant inputs; None if that cannot be told."""
     shapes = [tuple(int(d) for d in t.shape) for t in node.inputs if isinstance(t, gs.Constant)]
-    largest = max(prod(shape) for shape in shapes)
-    if node.op == "Range":
-        return None
+    if node.op == "Shape":
+        return len(shapes[0])
+    if node.op in SIZE_KEEPING:
+        text = node.op == "Cast" and node.attrs.get("to") == onnx.TensorProto.STRING  # of any length
+        return None if text else prod(shapes[0])
+    if node.op in REDUCTIONS:
+        return prod(max(d, 1) for d in shapes[0])  # an axis of no elements may be the one that is summed over
     if node.op == "Concat":
-        return sum(prod(shape) for shape in shapes) - largest
+        return sum(map(prod, shapes))
     if node.op == "Gather":
         axis = int(node.attrs.get("axis", 0))
         if not -len(shapes[0]) <= axis < len(shapes[0]):
             return None
-        return prod(shapes[0][:axis] + shapes[0][axis:][1:]) * prod(shapes[1]) - largest
+        return prod(shapes[0][:axis] + shapes[0][axis:][1:]) * prod(shapes[1])
     if node.op == "Expand":
         target = constant_value(node.inputs[1])
         if target is None or target.ndim != 1 or np.any(target < 0):
             return None
         shapes = [shapes[0], tuple(int(d) for d in target)]
-    elif node.op not in BROADCASTING:
-        return 0
     sizes = [max(dims) if 0 not in dims else 0 for dims in zip_longest(*(s[::-1] for s in shapes), fillvalue=1)]
-    return max(0, prod(sizes) - largest)
+    return prod(sizes)
 
 
 def _evaluate(node: gs.Node) -> Array | None:

@@ -94,6 +94,9 @@ class IdealAffine(Pass[Steps]):
             negative = slope is not None and slope.dtype == np.float32 and bool(np.any(np.signbit(slope)))
             if slope is None or not negative or not np.all(np.isfinite(slope)):  # runtimes differ about 0 * infinity
                 return None
+            shape = self.context.shape(x)
+            if shape is not None and not _broadcasts(slope.shape, shape):
+                return None
             return Steps(node, x, [("Where", slope)])
         if node.op in ("Sub", "Div"):
             kind = "Add" if node.op == "Sub" else "Mul"
@@ -190,6 +193,14 @@ def _as_ideal(node: gs.Node, kind: str) -> tuple[gs.Tensor, Array] | None:
 def _powers_of_two(values: Array) -> bool:
     mantissa, exponent = np.frexp(values)
     return bool(np.all(np.abs(mantissa) == 0.5) and np.all(np.abs(exponent) < 100))
+
+
+def _broadcasts(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
+    """Whether the first shape broadcasts to the second, which stays as it is."""
+    try:
+        return np.broadcast_shapes(small, large) == large
+    except ValueError:
+        return False
 
 
 def _position_after(step: gs.Node, position: int) -> int | None:

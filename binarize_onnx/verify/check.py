@@ -101,6 +101,7 @@ def verify(
         accuracy=accuracy,
         exact=None if exact is None else exact.found,
         layers=[] if forced is None else forced.rows,
+        stale=config is None and _is_ours(cand),
         notes=[*notes, *(forced.notes if forced else [])],
     )
 
@@ -144,6 +145,11 @@ def _recorded_options(ref: io.Source, cand: io.Source) -> tuple[Config | None, l
         return Config.from_json(options), []
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"the candidate's metadata `binarize_onnx.options` cannot be read ({error}).") from None
+
+
+def _is_ours(cand: io.Source) -> bool:
+    """Whether the candidate says what it was made from."""
+    return any(entry.key == "binarize_onnx.source_sha256" for entry in cand.model.metadata_props)
 
 
 def _require_same_interface(ref: onnx.ModelProto, cand: onnx.ModelProto) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from binarize_onnx.verify.graphs import caller_inputs, listed
 
 RANDOM_SAMPLES = 8
 SEED = 0
+MOST_RANDOM = 1 << 28  # numbers made for one input
 
 
 def load_data(path: Path) -> Arrays:
@@ -70,6 +72,11 @@ def random_inputs(model: onnx.ModelProto, samples: int, fixed: Mapping[str, Sequ
         if declared is None or None in declared[1:]:
             raise UsageError(f"input `{name}` has sizes that the model leaves open:", fix="give samples with --data.")
         shape = [samples if d is None or (i == 0 and name in fixed) else d for i, d in enumerate(declared)]
+        if min(shape, default=1) < 1 or prod(shape) > MOST_RANDOM:
+            raise UsageError(
+                f"input `{name}` of shape {shape} cannot be filled with random numbers:",
+                fix="give samples with --data.",
+            )
         dtype = _dtype(name, tensor_type)
         numbers = generator.standard_normal(shape) if dtype.kind == "f" else generator.integers(0, 2, shape)
         made[name] = np.asarray(numbers).astype(dtype)

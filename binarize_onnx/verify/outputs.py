@@ -50,10 +50,22 @@ class Outputs:
                 row.agreement = float(np.mean(source == candidate))
                 row.drift_agreement = float(np.mean(source == drifted))
                 if labels is not None and accuracy is None:
+                    _require_classes(labels, row)
                     accuracy = Accuracy(float(np.mean(source == labels)), float(np.mean(candidate == labels)))
         if labels is not None and accuracy is None:
             raise ModelError("there are labels, but no output is [samples, classes].", fix="Leave the labels out.")
         return accuracy
+
+
+def _require_classes(labels: Array, row: OutputRow) -> None:
+    """Labels number the classes of the output from 0: nonsense would lose nothing in any comparison."""
+    count = row.shape[-1]
+    if labels.min() < 0 or labels.max() >= count:
+        raise ModelError(
+            f"the labels go from {labels.min()} to {labels.max()}; output `{row.name}` has {count} classes, 0 to "
+            f"{count - 1}.",
+            fix="Number the classes as in training.",
+        )
 
 
 def _classes(scores: Array, none: int) -> Array:

@@ -181,6 +181,7 @@ class Verification:
         exact: the file against the ideal graph, question 2; None if the candidate was not made from the reference.
         layers: the ideal graph against the source, question 3, in topological order; empty if the candidate was not
             made from the reference.
+        stale: whether the candidate says that it was made from another file than the reference.
         notes: what was not compared, and why.
     """
 
@@ -190,6 +191,7 @@ class Verification:
     accuracy: Accuracy | None = None
     exact: Exact | None = None
     layers: list[TensorRow | SignRow] = field(default_factory=list)
+    stale: bool = False
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -203,14 +205,21 @@ class Verification:
         return None if self.exact is None else sum(row.flips_inside + row.flips_outside for row in self.signs)
 
     def gates(self, demanded: Gates | None = None) -> list[Gate]:
-        """What has to hold: the compiler's own promises (`exact`, `rounding`), then the caller's demands."""
-        return [*self._promises(), *self._demands(demanded or Gates())]
+        """What has to hold: the compiler's own promises (`source`, `exact`, `rounding`), then the caller's demands.
+
+        A candidate that was made from another file keeps no promise; it is refused unless the caller demands something.
+        """
+        limits = demanded or Gates()
+        return [*self._promises(limits), *self._demands(limits)]
 
     def require(self, demanded: Gates | None = None) -> None:
         """Raise GateFailed, naming everything that does not hold."""
         require(self.gates(demanded))
 
-    def _promises(self) -> Iterator[Gate]:
+    def _promises(self, demanded: Gates) -> Iterator[Gate]:
+        if self.stale and demanded == Gates():
+            found = "the candidate was made from another file than the reference: convert again, or set another gate"
+            yield Gate("source", 0, 1, False, found)
         if self.exact is None:
             return
         first = self.exact.first_diverging

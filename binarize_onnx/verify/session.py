@@ -9,7 +9,7 @@ import onnx
 from google.protobuf.message import EncodeError
 
 from binarize_onnx import runtime
-from binarize_onnx.errors import BinarizeError, ModelError, RuntimeUnavailable
+from binarize_onnx.errors import BinarizeError, ModelError, RuntimeUnavailable, one_line
 from binarize_onnx.verify.arrays import Array, Arrays
 from binarize_onnx.verify.graphs import with_outputs
 
@@ -48,7 +48,7 @@ class Runner:
         except BinarizeError:
             raise
         except Exception as error:  # onnxruntime's own classes share no base
-            raise ModelError(f"onnxruntime does not load the model: {_one_line(error)}") from None
+            raise ModelError(f"onnxruntime does not load the model: {one_line(error)}") from None
         self._inputs = [given.name for given in self._session.get_inputs()]
         self.types: dict[str, str] = {out.name: out.type for out in self._session.get_outputs()}
 
@@ -57,12 +57,8 @@ class Runner:
         try:
             values = self._session.run(list(self.types), {name: feed[name] for name in self._inputs})
         except Exception as error:
-            raise ModelError(f"onnxruntime does not run the model on this data: {_one_line(error)}") from None
+            raise ModelError(f"onnxruntime does not run the model on this data: {one_line(error)}") from None
         odd = [name for name, value in zip(self.types, values, strict=True) if not isinstance(value, np.ndarray)]
         if odd:
             raise ModelError(f"output `{odd[0]}` is no tensor: only tensors can be compared.")
         return dict(zip(self.types, values, strict=True))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

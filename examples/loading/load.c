@@ -1,6 +1,6 @@
 // Runs the converted demo network from C: one image of ones in, ten logits out, each exact to the bit (%a).
 //
-//   cc load.c -lonnxruntime -o load && ./load demo.bin.onnx [libbinarize_onnx.so]
+//   cc load.c -lonnxruntime -o load && ./load demo.compiled.onnx [libbinarize_onnx.so]
 //
 // Without the library the same file runs by its ONNX functions: the same bits, slowly.
 #include <onnxruntime_c_api.h>

@@ -81,17 +81,6 @@ void xnor_accumulate_avx512vpopcntdq(const XnorAccumulateArgs& args) {
   args.mask ? accumulate<true>(args) : accumulate<false>(args);
 }
 
-void combine_terms_avx512vpopcntdq(const CombineArgs& args) {
-  for (int64_t t = 0; t < args.outputs; ++t)
-    for (int64_t m = 0; m < args.bases; ++m)
-      for (int64_t i = 0; i < args.count; i += 16) {  // count is a multiple of 32
-        __m512i sum = _mm512_setzero_si512();
-        for (int64_t p = 0; p < args.planes; ++p)
-          sum = _mm512_add_epi32(
-              sum, _mm512_mullo_epi32(_mm512_set1_epi32(args.combine[t * args.planes + p]),
-                                      _mm512_loadu_si512(args.acc + (p * args.bases + m) * args.count + i)));
-        _mm512_storeu_si512(args.combined + (t * args.bases + m) * args.count + i, sum);
-      }
-}
+void combine_terms_avx512vpopcntdq(const CombineArgs& args) { combine_terms_avx512(args); }  // no popcount in it
 
 }  // namespace binarize
