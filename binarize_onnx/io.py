@@ -186,7 +186,10 @@ def save(model: onnx.ModelProto, path: str | os.PathLike[str], *, external_data:
     if external_data and target.is_symlink():
         raise ModelError("is a link, and external data lies beside the file;", where=str(target), fix="name the file.")
     if external_data:
-        model, blob = _externalise(model, target.name)
+        try:
+            model, blob = _externalise(model, target.name)
+        except UnicodeEncodeError:  # the model names its data file, as text
+            raise ModelError("has a name that is not UTF-8;", where=repr(str(target)), fix="choose another.") from None
     try:
         data = model.SerializeToString(deterministic=True)
     except (EncodeError, ValueError):

@@ -221,6 +221,15 @@ def test_data_files_that_the_old_model_does_not_name_stay(tmp_path: Path) -> Non
         assert sorted(tmp_path.iterdir()) == [out, foreign]
 
 
+def test_external_data_needs_a_name_that_is_text(tmp_path: Path) -> None:
+    model = random_network(0)[0]
+    io.save(model, tmp_path / "o\udcff.onnx")
+    assert io.load(tmp_path / "o\udcff.onnx").graph == model.graph
+    with pytest.raises(ModelError, match="a name that is not UTF-8; choose another"):
+        io.save(model, tmp_path / "p\udcff.onnx", external_data=True)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize("length", [237, 255])
 def test_a_file_may_have_the_longest_name(length: int, tmp_path: Path) -> None:
     """In bytes, as file systems count."""

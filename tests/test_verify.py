@@ -413,6 +413,15 @@ def test_sizes_that_no_random_numbers_fill(size: int) -> None:
         verify(source, source)
 
 
+def test_a_definition_of_other_steps_is_noted() -> None:
+    source = network()
+    candidate = convert(source).model
+    assert not [note for note in verify(source, candidate).notes if "definition" in note]
+    body = next(f for f in candidate.functions if f.name == "XnorConv")
+    next(n for n in body.node if n.op_type == "Mul").op_type = "Add"
+    assert any("definition of XnorConv is not this version's" in note for note in verify(source, candidate).notes)
+
+
 def test_labels_that_do_not_fit() -> None:
     source = network()
     for labels in (np.zeros(3, np.int64), np.zeros(4, np.float32), np.full(4, -1), np.full(4, 10**6)):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from binarize_onnx import io
+from binarize_onnx import io, opset
 from binarize_onnx.errors import ModelError, UsageError
 from binarize_onnx.pipeline import Config, convert
 from binarize_onnx.verify.arrays import Array
@@ -63,6 +63,10 @@ def verify(
     ref, cand = io.read(reference), io.read(candidate)
     _require_same_interface(ref.model, cand.model)
     config, notes = _recorded_options(ref, cand)
+    changed = opset.functions_changed(cand.model)
+    if changed:
+        words = f"the candidate's definition of {', '.join(changed)} is not this version's"
+        notes.append(f"{words}: without the library it may answer something else than it does here")
     if inputs is None:
         described = f"random (standard normal, seed {SEED})"
         inputs = random_inputs(ref.model, samples or RANDOM_SAMPLES, config.input_shapes if config else {})
