@@ -65,6 +65,7 @@ class Cli(click.Group):
                 return super().main(*args, **extra)
             except OSError as error:  # files say so themselves: what is left is the terminal or the pipe
                 click.echo(f"error: stdout cannot be written: {error.strerror or error}.", err=True)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where Python writes the rest of its buffer at the end
                 sys.exit(ModelError.exit_code)
 
 
