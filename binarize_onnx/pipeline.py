@@ -12,6 +12,7 @@ from itertools import count
 from typing import Literal
 
 import onnx
+import onnx_graphsurgeon as gs
 
 from binarize_onnx import checks, cost, io, opset, shapes
 from binarize_onnx.errors import ModelError, NothingMatched, UsageError
@@ -25,7 +26,7 @@ from binarize_onnx.passes.ideal_affine import IdealAffine
 from binarize_onnx.passes.lower_layers import LowerLayers
 from binarize_onnx.passes.pool_on_bits import PoolOnBits
 from binarize_onnx.passes.prove_sign_zero import zero_cannot_occur
-from binarize_onnx.passes.recognise_layers import LAYER_OPS, Filter, RecogniseLayers
+from binarize_onnx.passes.recognise_layers import LAYER_OPS, MODERATE, STRICT, Filter, RecogniseLayers, Tolerance
 from binarize_onnx.reasons import Code
 from binarize_onnx.report import Layer, Report, SignSite, Summary
 
@@ -39,6 +40,8 @@ class Config:
     Attributes:
         sign_zero: what a three-valued `Sign` becomes where 0 might reach it: `plus` takes 0 as +1 and reports it,
             `keep` leaves such signs, and the layers that read them, float.
+        match: `strict` takes a layer for binary up to the rounding that exporters leave; `moderate` also takes weights
+            whose magnitudes are 0.5 % apart, and straight-through residues without a bound, and notes both.
         emit: `compiled` for packed ops, `ideal` for the graph of ±1 floats that they must equal bit for bit.
         nodes_to_exclude: regexes (whole match) of layer names to leave float.
         nodes_to_quantize: if given, regexes of the only layer names to convert.
@@ -48,6 +51,7 @@ class Config:
     """
 
     sign_zero: Literal["plus", "keep"] = "plus"
+    match: Literal["strict", "moderate"] = "strict"
     emit: Literal["compiled", "ideal"] = "compiled"
     nodes_to_exclude: tuple[str, ...] = ()
     nodes_to_quantize: tuple[str, ...] = ()
@@ -59,6 +63,8 @@ class Config:
         """Refuse values that no branch below would notice."""
         if self.sign_zero not in ("plus", "keep"):
             raise UsageError(f"sign_zero is {self.sign_zero!r};", fix="it is 'plus' or 'keep'.")
+        if self.match not in ("strict", "moderate"):
+            raise UsageError(f"match is {self.match!r};", fix="it is 'strict' or 'moderate'.")
         if self.emit not in ("compiled", "ideal"):
             raise UsageError(f"emit is {self.emit!r};", fix="it is 'compiled' or 'ideal'.")
         for name in ("nodes_to_exclude", "nodes_to_quantize", "op_types_to_exclude"):
@@ -78,6 +84,7 @@ class Config:
         return json.dumps(
             {
                 "sign_zero": self.sign_zero,
+                "match": self.match,
                 "emit": self.emit,
                 "nodes_to_exclude": list(self.nodes_to_exclude),
                 "nodes_to_quantize": list(self.nodes_to_quantize),
@@ -93,6 +100,7 @@ class Config:
         options = json.loads(text)
         return cls(
             sign_zero=options["sign_zero"],
+            match=options.get("match", "strict"),  # files of version 0.1 do not say
             emit=options["emit"],
             nodes_to_exclude=tuple(options["nodes_to_exclude"]),
             nodes_to_quantize=tuple(options["nodes_to_quantize"]),
@@ -152,7 +160,7 @@ def _compile(source: io.Source, config: Config) -> _Compilation:
         return _untouched(source, error)
     shapes.fix_inputs(prepared, config.input_shapes)
     inferred = shapes.infer(prepared)
-    context, layers, signs = _recognise(prepared, inferred, config)
+    context, layers, signs, taken = _recognise(prepared, inferred, config)
     if context.binary and config.emit == "compiled":
         lower(context)
     if context.binary:
@@ -169,7 +177,10 @@ def _compile(source: io.Source, config: Config) -> _Compilation:
     for layer in layers:
         _conclude(layer, context)
     report = Report(
-        layers, _summary(layers, source.size, size), signs, [*_notes(source.model), *_idle_choices(config, layers)]
+        layers,
+        _summary(layers, source.size, size),
+        signs,
+        [*_notes(source.model), *taken, *_idle_choices(config, layers)],
     )
     return _Compilation(model, report, len(context.binary))
 
@@ -207,8 +218,8 @@ def _untouched(source: io.Source, error: ModelError) -> _Compilation:
 
 def _recognise(
     prepared: onnx.ModelProto, inferred: shapes.Shapes, config: Config
-) -> tuple[Context, list[Layer], list[SignSite]]:
-    """The ideal graph, the layers of the source, and its signs.
+) -> tuple[Context, list[Layer], list[SignSite], list[str]]:
+    """The ideal graph, the layers of the source, its signs, and what a moderate match took for binary.
 
     With `sign_zero="keep"` a sign that 0 may reach is taken out of the game, which can make layers float that fed
     proofs for later signs: so start again until nothing is taken out.
@@ -218,21 +229,23 @@ def _recognise(
     while True:
         context = Context(io.import_graph(prepared), inferred)
         layers = _name_layers(context)
-        sites = idealise(context, wanted, kept)
+        sites, taken = idealise(context, wanted, kept, MODERATE if config.match == "moderate" else STRICT)
         unproved = frozenset(site.name for site in sites if site.zero == "assumed")
         if config.sign_zero == "plus" or not unproved:
-            return context, layers, sites
+            return context, layers, sites, taken
         kept |= unproved
 
 
-def idealise(context: Context, wanted: Filter, kept_signs: frozenset[str] = frozenset()) -> list[SignSite]:
+def idealise(
+    context: Context, wanted: Filter, kept_signs: frozenset[str] = frozenset(), tolerance: Tolerance = STRICT
+) -> tuple[list[SignSite], list[str]]:
     """Source graph to ideal graph: ±1 weights, BinarySign, every real-valued step behind the layer."""
     tidy(context.graph)
     FoldConstants(context).run()  # first: weights and thresholds may be written as constant cones
-    recognise = RecogniseLayers(context, wanted, kept_signs)
+    recognise = RecogniseLayers(context, wanted, kept_signs, tolerance)
     recognise.run()
     IdealAffine(context).run()  # after the layers are known: only steps that touch them are rewritten
-    return [_prove(site, three_valued, context) for site, three_valued in recognise.sites.values()]
+    return [_prove(site, sign, context) for site, sign in recognise.sites.values()], recognise.notes
 
 
 def lower(context: Context) -> None:
@@ -278,12 +291,9 @@ def _name_layers(context: Context) -> list[Layer]:
     return layers
 
 
-def _prove(site: SignSite, three_valued: bool, context: Context) -> SignSite:
+def _prove(site: SignSite, three_valued: gs.Tensor | None, context: Context) -> SignSite:
     """Upgrade an assumed sign(0) where the graph itself shows that 0 cannot come."""
-    if not three_valued:
-        return site
-    tensor = context.graph.tensors().get(site.name)
-    if tensor is not None and zero_cannot_occur(tensor, context):
+    if three_valued is not None and zero_cannot_occur(three_valued, context):
         return SignSite(site.name, "proved", "no value that reaches it is exactly 0")
     return site
 

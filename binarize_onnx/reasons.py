@@ -47,6 +47,26 @@ class Code(str, Enum):
         "Its weights are binary, but its input does not come from a sign through ops that keep it binary.",
         "Put a sign right in front of the layer, and activations and normalizations before that sign.",
     )
+    WEIGHT_SPREAD = (
+        "weight-spread",
+        "In some output channel its weights have one magnitude up to 0.5 %, which is more than rounding explains.",
+        "`--match moderate` takes them as one; or export the signs and the scales, not a blend with latent weights.",
+    )
+    ACTIVATION_VALUES = (
+        "activation-values",
+        "Its input takes few values, but not -s and s, 0 and s, or equal steps up from 0.",
+        "Write the activation with one of these sets of values; an offset belongs behind the layer.",
+    )
+    INPUT_SCALE = (
+        "input-scale",
+        "The sign in front of it is scaled by factors that differ between the terms of one dot product.",
+        "Scale the layer's output instead, or use one factor a sample (XNOR-Net's map K belongs behind the layer).",
+    )
+    UNBOUNDED_RESIDUE = (
+        "unbounded-residue",
+        "A straight-through estimator `(sign - r) + r` stands in front of it, and r may be of any size.",
+        "`--match moderate` takes it off; or export the plain sign, or clip r as DoReFa and Bi-Real Net do.",
+    )
     SIGN_ZERO = (
         "sign-zero",
         "0 can reach the sign that it reads, a bit has no 0, and `--sign-zero keep` was given.",
@@ -54,8 +74,8 @@ class Code(str, Enum):
     )
     MIXED_SIGNS = (
         "mixed-signs",
-        "Its input joins signs of -1 and 1 with signs of 0 and 1.",
-        "Use one kind of sign for everything that is concatenated.",
+        "Its input joins signs of different kinds or scales, or a product has a second operand of 0 and 1.",
+        "Use one kind of sign for everything that is concatenated; in a product, signs of 0 and 1 come first.",
     )
     PAD_VALUE = (
         "pad-value",
@@ -84,8 +104,8 @@ class Code(str, Enum):
     )
     NOT_FLOAT32 = (
         "not-float32",
-        "Its weights, or what its sign reads, are not float32.",
-        "Export the model in float32.",
+        "Its weights, or what its sign reads, are neither float32 nor float16.",
+        "Export the model in float32 or float16.",
     )
     BIAS_NOT_CONSTANT = (
         "bias-not-constant",

@@ -3,8 +3,11 @@
     before   W' = Transpose(Mul(Sign(W), alpha))     W, alpha initializers or Constant nodes
     after    W' an initializer
 
-    before   y = Identity(x) | Dropout(x)            the graph is for inference
-    after    x
+    before   y = Identity(x) | Dropout(x) | x * 1 | x + 0 | Cast(x) to its own type | ...
+    after    x                                       the graph is for inference
+
+    before   y = Add(x, Expand(c, shape of x))
+    after    y = Add(x, c)
 
 Exporters leave such cones behind; a binary weight is often one. The nodes are evaluated by the ONNX reference
 implementation. Folding cannot blow a file up. A result may have as many elements as the constants that go with its
@@ -26,7 +29,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from binarize_onnx.passes.base import Array, Context, Pass, Skip, constant_value, producer
+from binarize_onnx.passes.base import Array, Context, Pass, Skip, constant_value, producer, split_operands
 
 GROWTH_LIMIT = 1 << 22  # elements, at most 8 bytes each
 
@@ -44,10 +47,12 @@ SIZE_KEEPING = frozenset(
         "Not",
         "Reshape",
         "Round",
+        "Sigmoid",
         "Sign",
         "Slice",
         "Sqrt",
         "Squeeze",
+        "Tanh",
         "Transpose",
         "Unsqueeze",
     }
@@ -65,6 +70,7 @@ BROADCASTING = frozenset(
         "LessOrEqual",
         "Max",
         "Min",
+        "Mod",
         "Mul",
         "Or",
         "Pow",
@@ -72,16 +78,22 @@ BROADCASTING = frozenset(
         "Where",
     }
 )
-REDUCTIONS = frozenset({"ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"})
-FOLDED_OPS = SIZE_KEEPING | BROADCASTING | REDUCTIONS | {"Concat", "Expand", "Gather", "Shape"}
+REDUCTIONS = frozenset(
+    {"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"}
+)
+FOLDED_OPS = (
+    SIZE_KEEPING | BROADCASTING | REDUCTIONS | {"Concat", "ConstantOfShape", "Expand", "Gather", "Shape", "Size"}
+)
+ELEMENTWISE = frozenset({"Add", "Div", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mul", "Sub"})
+NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
 
 
 @dataclass(frozen=True)
 class Known:
-    """A node whose output is known: its values, or None if it is just the node's first input."""
+    """A node whose output is known: its values, or the tensor that it is anyway."""
 
     node: gs.Node
-    values: Array | None
+    known: Array | gs.Tensor
 
 
 class FoldConstants(Pass[Known]):
@@ -96,13 +108,16 @@ class FoldConstants(Pass[Known]):
         """Constant, an identity, or a foldable node whose every input is a constant."""
         if node.domain not in (None, "", "ai.onnx"):
             return None
-        if node.op in ("Identity", "Dropout"):
-            return Known(node, None) if self._does_nothing(node) else None
+        same = self._handed_on(node)
+        if same is not None:
+            return Known(node, same) if self._can_vanish(node, same) else None
         if node.op == "Constant":
             values = _constant_attribute(node)
         elif node.op in FOLDED_OPS and len(node.outputs) == 1 and not self.context.is_output(node.outputs[0]):
             known = all(isinstance(t, gs.Constant) or t.is_empty() for t in node.inputs)
-            values = _evaluate(node) if known and node.inputs and self._has_room(node) else None
+            values = (
+                _evaluate(node, self.context.graph.opset) if known and node.inputs and self._has_room(node) else None
+            )
         else:
             return None
         return None if values is None else Known(node, values)
@@ -110,12 +125,12 @@ class FoldConstants(Pass[Known]):
     def rewrite(self, site: Known) -> None:
         """Replace the node's output by a constant, or by its input."""
         node, output = site.node, site.node.outputs[0]
-        if site.values is not None:
+        if not isinstance(site.known, gs.Tensor):
             # A Constant node's value is the source's: it is there already, and as much again may grow.
-            self._room += site.values.size if node.op == "Constant" else self._freed(node) - site.values.size
-            source: gs.Tensor = gs.Constant(self.context.unique(f"{output.name}.folded"), site.values)
+            self._room += site.known.size if node.op == "Constant" else self._freed(node) - site.known.size
+            source: gs.Tensor = gs.Constant(self.context.unique(f"{output.name}.folded"), site.known)
         else:
-            source = node.inputs[0]
+            source = site.known
             if self.context.is_output(output):  # the graph's output keeps its name: its producer writes it directly
                 maker = producer(source)
                 assert maker is not None
@@ -138,17 +153,64 @@ class FoldConstants(Pass[Known]):
         constants = {id(t): t for t in node.inputs if isinstance(t, gs.Constant)}.values()
         return sum(_size(t) for t in constants if all(n is node for n in t.outputs) and not self.context.is_output(t))
 
-    def _does_nothing(self, node: gs.Node) -> bool:
-        """Identity always; Dropout outside training mode, its mask unread."""
-        output, source = node.outputs[0], node.inputs[0]
-        if node.op == "Dropout":
+    def _handed_on(self, node: gs.Node) -> gs.Tensor | None:
+        """The input that the node hands on as it is; None if it does something."""
+        if not node.inputs or not node.outputs:
+            return None
+        x = node.inputs[0]
+        if node.op == "Identity":
+            return x
+        if node.op == "Dropout":  # outside training mode, its mask unread
             mask_read = len(node.outputs) > 1 and (node.outputs[1].outputs or self.context.is_output(node.outputs[1]))
             training = len(node.inputs) > 2 and not node.inputs[2].is_empty()
             mode = constant_value(node.inputs[2]) if training else None
-            if mask_read or (training and (mode is None or bool(np.any(mode)))):
-                return False
-        if self.context.is_output(output):
+            return None if mask_read or (training and (mode is None or bool(np.any(mode)))) else x
+        if node.op in NEUTRAL:
+            return self._summand_or_factor(node)
+        if isinstance(x, gs.Constant):
+            return x if node.op == "Expand" and self._expands_for_nothing(node) else None
+        if node.op == "Cast":
+            return x if self.context.types.get(x.name) == int(node.attrs.get("to", 0)) else None
+        if node.op == "Transpose":
+            permutation = node.attrs.get("perm")
+            return x if permutation is not None and list(permutation) == sorted(permutation) else None
+        if node.op == "Reshape":
+            before, after = (self.context.shape(t) for t in (x, node.outputs[0]))
+            return x if before is not None and before == after and len(before) > 0 else None
+        return None
+
+    def _summand_or_factor(self, node: gs.Node) -> gs.Tensor | None:
+        """x of x * 1, x / 1, x + 0 and x - 0, where the constant adds no axes (−0 + 0 is 0: equal numbers)."""
+        operands = split_operands(node) if len(node.inputs) == 2 else None
+        if operands is None or operands[1].dtype.kind not in "fiu" or not operands[1].size:
+            return None
+        x, c = operands
+        if np.any(c != NEUTRAL[node.op]) or (node.op in ("Div", "Sub") and x is not node.inputs[0]):
+            return None
+        shape = self.context.shape(x)
+        keeps_shape = c.ndim == 0 or (shape is not None and shape == self.context.shape(node.outputs[0]))
+        return x if keeps_shape else None
+
+    def _can_vanish(self, node: gs.Node, source: gs.Tensor) -> bool:
+        """Whether a node that does nothing can go: an output of the graph must have another producer."""
+        if self.context.is_output(node.outputs[0]):
             return producer(source) is not None and not self.context.is_output(source)
+        return True
+
+    def _expands_for_nothing(self, node: gs.Node) -> bool:
+        """Whether everything that reads an Expand of a constant would broadcast the constant to the same shape."""
+        output = node.outputs[0]
+        shape = self.context.shape(output)
+        for reader in output.outputs:
+            if reader.op not in ELEMENTWISE or reader.domain or len(reader.inputs) != 2 or self.context.escapes(output):
+                return False
+            other = reader.inputs[1] if reader.inputs[0] is output else reader.inputs[0]
+            measured = producer(node.inputs[1])
+            of_other = (
+                measured is not None and measured.op == "Shape" and measured.inputs[0] is other and not measured.attrs
+            )
+            if not of_other and (shape is None or self.context.shape(other) != shape):
+                return False
         return True
 
 
@@ -173,6 +235,8 @@ def _bound(node: gs.Node) -> int | None:
     shapes = [tuple(int(d) for d in t.shape) for t in node.inputs if isinstance(t, gs.Constant)]
     if node.op == "Shape":
         return len(shapes[0])
+    if node.op == "Size":
+        return 1
     if node.op in SIZE_KEEPING:
         text = node.op == "Cast" and node.attrs.get("to") == onnx.TensorProto.STRING  # of any length
         return None if text else prod(shapes[0])
@@ -185,16 +249,16 @@ def _bound(node: gs.Node) -> int | None:
         if not -len(shapes[0]) <= axis < len(shapes[0]):
             return None
         return prod(shapes[0][:axis] + shapes[0][axis:][1:]) * prod(shapes[1])
-    if node.op == "Expand":
-        target = constant_value(node.inputs[1])
+    if node.op in ("Expand", "ConstantOfShape"):
+        target = constant_value(node.inputs[-1])
         if target is None or target.ndim != 1 or np.any(target < 0):
             return None
-        shapes = [shapes[0], tuple(int(d) for d in target)]
+        shapes = [*shapes[: len(node.inputs) - 1], tuple(int(d) for d in target)]
     sizes = [max(dims) if 0 not in dims else 0 for dims in zip_longest(*(s[::-1] for s in shapes), fillvalue=1)]
     return prod(sizes)
 
 
-def _evaluate(node: gs.Node) -> Array | None:
+def _evaluate(node: gs.Node, version: int) -> Array | None:
     """One node, by the ONNX reference implementation; None where that does not know the types."""
     attributes: dict[str, Any] = {
         name: numpy_helper.from_array(np.asarray(v.values)) if isinstance(v, gs.Constant) else v
@@ -209,7 +273,7 @@ def _evaluate(node: gs.Node) -> Array | None:
         [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in feeds.items()],
         [onnx.ValueInfoProto(name="o")],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)], ir_version=8)
     try:
         (result,) = ReferenceEvaluator(model).run(None, feeds)
     except Exception:  # it raises what its NumPy code happens to raise; the runtime will evaluate the node

@@ -22,7 +22,7 @@ from binarize_onnx.passes.signs import match_sign
 def zero_cannot_occur(sign: gs.Tensor, context: Context) -> bool:
     """Whether no sample can bring the input of this BinarySign exactly to its threshold of 0."""
     match = match_sign(sign)
-    if match is None:
+    if match is None or np.any(match.threshold != 0):
         return False
     steps: list[tuple[str, Array]] = []
     tensor = match.x

@@ -1,22 +1,24 @@
-"""The forms in which an activation sign is written, and how a binary tensor is traced back to its signs.
+"""What is binary: the signs and levels that staircases are, and how a layer's input is traced back to them.
 
-Sign(x)                                        three-valued: Sign(0) = 0
-Where(x >= c, 1, -1)                           and >, <, <=, Not, either operand order, {0, 1} for {-1, 1}
-Cast(x >= c) * 2 - 1                           or the Cast alone: {0, 1}
-BinarySign(x, threshold, flip)                 of the ideal graph
+    Sign     two values -s and s, or 0 and s          BinarySign, s behind the layer
+    Level    0, s, 2s, ..., P s                       a multi-bit activation: Level, s behind the layer
+
+A three-valued `Sign` is a staircase whose middle step is one float wide: it counts as two-valued, and the report says
+what becomes of 0 there.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from binarize_onnx import opset
 from binarize_onnx.checks import shown
-from binarize_onnx.passes.base import Array, constant_value, producer, split_operands
+from binarize_onnx.passes.base import Array, constant_value, producer
+from binarize_onnx.passes.staircase import Staircase, Staircases
 from binarize_onnx.reasons import Code
 from binarize_onnx.thresholds import after
 
@@ -24,26 +26,19 @@ from binarize_onnx.thresholds import after
 CARRIERS = frozenset({"MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze"})
 
 DEEPEST = 200  # Concat and Pad nodes between a sign and a layer
+MOST_LEVELS = 63  # thresholds of a multi-bit activation: 6 bits
 
-NEVER_NEGATIVE = frozenset({"Relu", "Abs", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Sqrt"})
-# Never negative where no input is; windows and padding of the pools are not below 0 either.
-KEEPS_NON_NEGATIVE = CARRIERS | {
-    "AveragePool",
-    "GlobalAveragePool",
-    "GlobalMaxPool",
-    "Concat",
-    "Add",
-    "Mul",
-    "Identity",
-}
+# Spread of values that still count as one: the rounding of a few float32 products.
+SAME_VALUE = 2.0**-21
 
 
 @dataclass(frozen=True)
 class Sign:
-    """A two-valued activation: bit = (x >= threshold) ^ flip, worth +1 where set and x_low where clear.
+    """A two-valued activation: bit = (x >= threshold) ^ flip, worth `scale` where set and x_low * scale where clear.
 
-    `zero_differs` tells that the source is three-valued: its own output at x = threshold is neither of the two. `rank`
-    is the highest among the form's constants: one above that of x would give the output more axes than x has.
+    `minus`, if there is one, is subtracted from x first. `zero_differs` tells that the source is three-valued: its own
+    output at x = threshold is neither of the two. `rank` is the highest among the form's constants: one above that of x
+    would give the output more axes than x has.
     """
 
     output: gs.Tensor
@@ -51,17 +46,23 @@ class Sign:
     threshold: Array
     flip: Array
     x_low: int
+    scale: float = 1.0
     zero_differs: bool = False
     rank: int = 0
+    minus: gs.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Level:
-    """A multi-bit activation of the ideal graph: how many of the thresholds (leading axis) x reaches."""
+    """A multi-bit activation: `scale` times the number of thresholds (leading axis) that x reaches."""
 
     output: gs.Tensor
     x: gs.Tensor
     threshold: Array
+    scale: float = 1.0
+    rank: int = 0
+    minus: None = None
+    x_low: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,119 +73,208 @@ class NotBinary:
     words: str
 
 
+@dataclass(frozen=True)
+class Traced:
+    """What a layer's input is made of.
+
+    Attributes:
+        found: the signs that every element comes from, or the one level; all share `x_low` and `scale`.
+    """
+
+    found: tuple[Sign | Level, ...]
+
+    @property
+    def x_low(self) -> int:
+        """What a clear bit stands for, in units of the scale."""
+        return self.found[0].x_low
+
+    @property
+    def scale(self) -> float:
+        """What a set bit stands for."""
+        return self.found[0].scale
+
+    @property
+    def levels(self) -> int:
+        """The largest value, in units of the scale."""
+        return max(len(f.threshold) if isinstance(f, Level) else 1 for f in self.found)
+
+
 def match_sign(tensor: gs.Tensor) -> Sign | None:
-    """The sign whose output this tensor is, if it is one."""
+    """The BinarySign of the ideal graph, with constant thresholds, whose output this tensor is."""
     node = producer(tensor)
-    if node is None:
+    if node is None or node.domain != opset.IDEAL_DOMAIN or node.op != "BinarySign":
         return None
-    if node.domain == opset.IDEAL_DOMAIN and node.op == "BinarySign":
-        threshold, flip = constant_value(node.inputs[1]), constant_value(node.inputs[2])
-        if threshold is None or flip is None or threshold.dtype != np.float32 or flip.dtype != np.bool_:
-            return None
-        rank = max(threshold.ndim, flip.ndim)
-        return Sign(tensor, node.inputs[0], threshold, flip, int(node.attrs["x_low"]), rank=rank)
-    if node.domain:
+    threshold, flip = constant_value(node.inputs[1]), constant_value(node.inputs[2])
+    if threshold is None or flip is None or threshold.dtype != np.float32 or flip.dtype != np.bool_:
         return None
-    if node.op == "Sign":
-        return _match_onnx_sign(tensor, node)
-    if node.op == "Where":
-        return _match_where(tensor, node)
-    if node.op == "Cast":
-        return _match_cast(tensor, node)
-    if node.op in ("Sub", "Add"):
-        return _match_doubled_cast(tensor, node)
-    return None
+    rank = max(threshold.ndim, flip.ndim)
+    return Sign(tensor, node.inputs[0], threshold, flip, int(node.attrs["x_low"]), rank=rank)
 
 
 def match_level(tensor: gs.Tensor) -> Level | None:
-    """The Level node whose output this tensor is, if its thresholds are constants."""
+    """The Level of the ideal graph, with constant thresholds, whose output this tensor is."""
     node = producer(tensor)
     if node is None or node.domain != opset.IDEAL_DOMAIN or node.op != "Level":
         return None
     threshold = constant_value(node.inputs[1])
-    return None if threshold is None else Level(tensor, node.inputs[0], threshold)
+    return None if threshold is None else Level(tensor, node.inputs[0], threshold, rank=threshold.ndim - 1)
 
 
-def trace(
-    tensor: gs.Tensor, kept: frozenset[str], known: dict[int, list[Sign] | NotBinary] | None = None, depth: int = 0
-) -> list[Sign] | NotBinary:
-    """The signs that a tensor's every element comes from, through ops that keep it binary.
+@dataclass
+class Tracer:
+    """Traces tensors back to their signs, through ops that keep them binary.
 
-    All signs found share one x_low; a Pad must fill with one of the two values. `kept` names three-valued signs that
-    are to stay as they are. Every sign is found once, and every tensor traced once (`known`, by id).
+    Attributes:
+        staircases: finds the signs.
+        kept: names of three-valued signs that are to stay as they are.
     """
-    known = {} if known is None else known
-    while (node := producer(tensor)) is not None and node.op in CARRIERS and not node.domain:
-        tensor = node.inputs[0]
-    if id(tensor) not in known:
-        known[id(tensor)] = _trace_step(tensor, kept, known, depth)
-    return known[id(tensor)]
 
+    staircases: Staircases
+    kept: frozenset[str] = frozenset()
+    _known: dict[int, Traced | NotBinary] = field(default_factory=dict)
 
-def _trace_step(
-    tensor: gs.Tensor, kept: frozenset[str], known: dict[int, list[Sign] | NotBinary], depth: int
-) -> list[Sign] | NotBinary:
-    """`trace` for a tensor that no carrier writes."""
-    sign = match_sign(tensor)
-    if sign is not None and tensor.name in kept:
-        return NotBinary(
-            Code.SIGN_ZERO, f"sign `{tensor.name}` is kept three-valued: 0 can reach it, and a bit has no zero"
-        )
-    if sign is not None:
-        return [sign]
-    node = producer(tensor)
-    if node is None:
-        return NotBinary(Code.INPUT_NOT_SIGN, f"its input `{tensor.name}` is real-valued: there is no sign on it")
-    if depth >= DEEPEST and node.op in ("Concat", "Pad"):
-        return NotBinary(Code.INPUT_NOT_SIGN, f"`{tensor.name}` is behind more than {DEEPEST} Concat and Pad nodes")
-    if node.op == "Concat":
-        found: dict[int, Sign] = {}
+    def trace(self, tensor: gs.Tensor) -> Traced | NotBinary:
+        """The signs that a tensor's every element comes from; all share x_low and scale; Pads fill with one of them.
+
+        Every sign is found once, and every tensor traced once.
+        """
+        self._known.clear()  # the graph may have changed since
+        return self._trace(tensor, 0)
+
+    def _trace(self, tensor: gs.Tensor, depth: int) -> Traced | NotBinary:
+        while (node := producer(tensor)) is not None and node.op in CARRIERS and not node.domain:
+            tensor = node.inputs[0]
+        if id(tensor) not in self._known:
+            self._known[id(tensor)] = self._step(tensor, depth)
+        return self._known[id(tensor)]
+
+    def _step(self, tensor: gs.Tensor, depth: int) -> Traced | NotBinary:
+        """`trace` for a tensor that no carrier writes."""
+        node = producer(tensor)
+        if node is None:
+            return NotBinary(Code.INPUT_NOT_SIGN, f"its input `{tensor.name}` is real-valued: there is no sign on it")
+        if not node.domain and node.op in ("Concat", "Pad"):
+            if depth >= DEEPEST:
+                words = f"`{tensor.name}` is behind more than {DEEPEST} Concat and Pad nodes"
+                return NotBinary(Code.INPUT_NOT_SIGN, words)
+            return self._joined(tensor, node, depth) if node.op == "Concat" else self._padded(tensor, node, depth)
+        found: Sign | Level | NotBinary | None = match_level(tensor)
+        if found is None:
+            stairs = self.staircases.find(tensor)
+            words = f"its input comes from {shown(node)} (`{tensor.name}`), not from a sign"
+            found = classify(stairs, tensor) if stairs is not None else NotBinary(Code.INPUT_NOT_SIGN, words)
+        if isinstance(found, NotBinary):
+            return found
+        if tensor.name in self.kept:
+            words = f"sign `{tensor.name}` is kept three-valued: 0 can reach it, and a bit has no zero"
+            return NotBinary(Code.SIGN_ZERO, words)
+        return Traced((found,))
+
+    def _joined(self, tensor: gs.Tensor, node: gs.Node, depth: int) -> Traced | NotBinary:
+        found: dict[int, Sign | Level] = {}
         for part in node.inputs:
-            signs = trace(part, kept, known, depth + 1)
-            if isinstance(signs, NotBinary):
-                return signs
-            found |= {id(s.output): s for s in signs}
-        if len({s.x_low for s in found.values()}) != 1:
+            traced = self._trace(part, depth + 1)
+            if isinstance(traced, NotBinary):
+                return traced
+            found |= {id(f.output): f for f in traced.found}
+        every = tuple(found.values())
+        if len(every) > 1 and any(isinstance(f, Level) for f in every):
+            return NotBinary(Code.MIXED_SIGNS, f"`{tensor.name}` joins activations of several bits")
+        if len({f.x_low for f in every}) != 1:
             return NotBinary(Code.MIXED_SIGNS, f"`{tensor.name}` joins {{-1, 1}} signs with {{0, 1}} ones")
-        return list(found.values())
-    if node.op == "Pad":
-        signs = trace(node.inputs[0], kept, known, depth + 1)
-        if isinstance(signs, NotBinary):
-            return signs
-        value = pad_value(node)
-        if value is None or value not in (1, signs[0].x_low):
-            words = f"`{tensor.name}` is padded with a value that is neither +1 nor {signs[0].x_low}"
+        if not _one_value([f.scale for f in every]):
+            return NotBinary(Code.MIXED_SIGNS, f"`{tensor.name}` joins signs of different scales")
+        return Traced(every)
+
+    def _padded(self, tensor: gs.Tensor, node: gs.Node, depth: int) -> Traced | NotBinary:
+        traced = self._trace(node.inputs[0], depth + 1)
+        if isinstance(traced, NotBinary):
+            return traced
+        filled = padding(node)
+        low, high = traced.x_low * traced.scale, traced.scale
+        if (
+            filled is None
+            or isinstance(traced.found[0], Level)
+            or not any(_one_value([filled, v]) for v in (low, high))
+        ):
+            words = f"`{tensor.name}` is padded with a value that is neither {_number(high)} nor {_number(low)}"
             return NotBinary(Code.PAD_VALUE, words)
-        return signs
-    return NotBinary(Code.INPUT_NOT_SIGN, f"its input comes from {shown(node)} (`{tensor.name}`), not from a sign")
+        return traced
 
 
-def never_negative(tensor: gs.Tensor) -> bool:
-    """Whether the graph shows that no element can be below 0."""
-    waiting, seen = [tensor], {id(tensor)}
-    while waiting:
-        tensor = waiting.pop()
-        values, node = constant_value(tensor), producer(tensor)
-        if values is not None:
-            if not (np.issubdtype(values.dtype, np.floating) and np.all(values >= 0)):
-                return False
-        elif node is None or node.domain:
-            return False
-        elif node.op == "Clip":
-            low = constant_value(node.inputs[1]) if len(node.inputs) > 1 else None
-            if low is None or not np.all(low >= 0):
-                return False
-        elif node.op not in NEVER_NEGATIVE:
-            if node.op not in KEEPS_NON_NEGATIVE:
-                return False
-            data = node.inputs if node.op in ("Concat", "Add", "Mul") else node.inputs[:1]
-            waiting += [t for t in data if id(t) not in seen]
-            seen.update(id(t) for t in data)
-    return True
+def classify(stairs: Staircase, output: gs.Tensor) -> Sign | Level | NotBinary:
+    """What a staircase is for a layer that reads it."""
+    values = stairs.values.astype(np.float64)
+    if not np.all(np.isfinite(values)):
+        return NotBinary(Code.ACTIVATION_VALUES, f"`{output.name}` has values that are no numbers")
+    if len(stairs.threshold) > 1 and not _is_point(stairs):
+        return _level(stairs, values, output)
+    low, high = values[0], values[-1]
+    top, bottom = float(max(low.max(), high.max())), float(min(low.min(), high.min()))
+    spread = SAME_VALUE * max(abs(top), abs(bottom))
+    ends = np.stack(np.broadcast_arrays(low, high))
+    near_top, near_bottom = np.abs(ends - top) <= spread, np.abs(ends - bottom) <= spread
+    if bottom == top:
+        return NotBinary(Code.ACTIVATION_VALUES, f"`{output.name}` has the one value {_number(top)}")
+    if not np.all(near_top | near_bottom):
+        return NotBinary(Code.ACTIVATION_VALUES, f"the values of `{output.name}` differ from channel to channel")
+    if top <= 0 or (abs(bottom + top) > spread and abs(bottom) > spread):
+        words = (
+            f"`{output.name}` has the values {_number(bottom)} and {_number(top)}, which are not -s and s, or 0 and s"
+        )
+        return NotBinary(Code.ACTIVATION_VALUES, words)
+    if stairs.threshold.size == 0:
+        return NotBinary(Code.ACTIVATION_VALUES, f"`{output.name}` does not depend on its input")
+    low_is_top, high_is_top = near_top
+    threshold = np.broadcast_to(stairs.threshold[0], np.broadcast_shapes(stairs.threshold.shape[1:], low_is_top.shape))
+    constant = low_is_top == high_is_top
+    return Sign(
+        output,
+        stairs.x,
+        np.where(constant, np.float32(-np.inf), threshold).astype(np.float32),
+        np.broadcast_to(~high_is_top, threshold.shape),
+        x_low=0 if abs(bottom) <= spread else -1,
+        scale=float(np.float32(top)),
+        zero_differs=len(stairs.threshold) == 2,
+        rank=stairs.rank,
+        minus=stairs.minus,
+    )
 
 
-def pad_value(node: gs.Node) -> int | None:
-    """What a constant-mode Pad fills with, where that is a known whole number and nothing is cropped."""
+def _is_point(stairs: Staircase) -> bool:
+    """Whether there are three steps of which the middle one is a single float wide, its value between the others."""
+    if len(stairs.threshold) != 2 or not np.array_equal(stairs.threshold[1], after(stairs.threshold[0])):
+        return False
+    low, middle, high = stairs.values.astype(np.float64)
+    return bool(np.all((np.minimum(low, high) <= middle) & (middle <= np.maximum(low, high))))
+
+
+def _level(stairs: Staircase, values: Array, output: gs.Tensor) -> Level | NotBinary:
+    """Equal steps up from 0."""
+    count = len(stairs.threshold)
+    scale = values[-1].reshape(-1)[0] / count
+    wanted = scale * np.arange(count + 1).reshape(-1, *(1,) * (values.ndim - 1))
+    if count > MOST_LEVELS:
+        return NotBinary(
+            Code.ACTIVATION_VALUES, f"`{output.name}` has {count + 1} values; {MOST_LEVELS + 1} are the most"
+        )
+    if scale <= 0 or np.any(np.abs(values - wanted) > SAME_VALUE * values[-1]) or stairs.minus is not None:
+        words = f"`{output.name}` has {count + 1} values that are not equal steps up from 0"
+        return NotBinary(Code.ACTIVATION_VALUES, words)
+    return Level(output, stairs.x, stairs.threshold, float(np.float32(scale)), stairs.rank)
+
+
+def _one_value(values: Iterable[float]) -> bool:
+    values = list(values)
+    return max(values) - min(values) <= SAME_VALUE * max(map(abs, values))
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}"
+
+
+def padding(node: gs.Node) -> float | None:
+    """What a constant-mode Pad fills with, where the file fixes that and nothing is cropped."""
     if node.attrs.get("mode", "constant") != "constant":
         return None
     if len(node.inputs) > 3 and not node.inputs[3].is_empty():
@@ -193,82 +283,12 @@ def pad_value(node: gs.Node) -> int | None:
     if pads is None or pads.dtype != np.int64 or np.any(pads < 0):
         return None
     if len(node.inputs) < 3 or node.inputs[2].is_empty():
-        return 0
+        return 0.0
     value = constant_value(node.inputs[2])
-    if value is None or value.size != 1 or float(value.reshape(-1)[0]) not in (-1.0, 0.0, 1.0):
-        return None
-    return int(value.reshape(-1)[0])
+    return None if value is None or value.size != 1 else float(value.reshape(-1)[0])
 
 
-def _scalar(value: float) -> Array:
-    return np.asarray(value, np.float32)
-
-
-def _match_onnx_sign(tensor: gs.Tensor, node: gs.Node) -> Sign:
-    x = node.inputs[0]
-    if never_negative(x):
-        # Sign of a tensor that is never negative is exactly {0, 1}: 1 where x > 0.
-        return Sign(tensor, x, after(_scalar(0)), np.asarray(False), x_low=0)
-    return Sign(tensor, x, _scalar(0), np.asarray(False), x_low=-1, zero_differs=True)
-
-
-def _match_where(tensor: gs.Tensor, node: gs.Node) -> Sign | None:
-    compared = _match_comparison(node.inputs[0])
-    values = [constant_value(t) for t in node.inputs[1:3]]
-    if compared is None or any(v is None or v.size != 1 for v in values):
-        return None
-    x, threshold, flip = compared
-    high, low = (float(np.asarray(v).reshape(-1)[0]) for v in values)
-    if {high, low} not in ({1.0, -1.0}, {1.0, 0.0}):
-        return None
-    rank = max(threshold.ndim, *(np.asarray(v).ndim for v in values))
-    return Sign(tensor, x, threshold, flip ^ (high < low), x_low=int(min(high, low)), rank=rank)
-
-
-def _match_cast(tensor: gs.Tensor, node: gs.Node) -> Sign | None:
-    compared = _match_comparison(node.inputs[0])
-    if compared is None or int(node.attrs.get("to", 0)) != onnx.TensorProto.FLOAT:
-        return None
-    x, threshold, flip = compared
-    return Sign(tensor, x, threshold, flip, x_low=0, rank=threshold.ndim)
-
-
-def _match_doubled_cast(tensor: gs.Tensor, node: gs.Node) -> Sign | None:
-    """2*b - 1 or 2*b + (-1) of a {0, 1} cast b."""
-    outer = split_operands(node)
-    if outer is None or outer[1].size != 1 or (node.op == "Sub" and outer[0] is not node.inputs[0]):
-        return None
-    if float(outer[1].reshape(-1)[0]) != (1.0 if node.op == "Sub" else -1.0):
-        return None
-    doubled = producer(outer[0])
-    if doubled is None or doubled.op != "Mul" or doubled.domain:
-        return None
-    inner = split_operands(doubled)
-    if inner is None or inner[1].size != 1 or float(inner[1].reshape(-1)[0]) != 2.0:
-        return None
-    cast = producer(inner[0])
-    bits = _match_cast(inner[0], cast) if cast is not None and cast.op == "Cast" and not cast.domain else None
-    if bits is None:
-        return None
-    rank = max(bits.rank, inner[1].ndim, outer[1].ndim)
-    return Sign(tensor, bits.x, bits.threshold, bits.flip, x_low=-1, rank=rank)
-
-
-def _match_comparison(tensor: gs.Tensor) -> tuple[gs.Tensor, Array, Array] | None:
-    """`(x, threshold, flip)` of a comparison of x with a float32 constant; x > c is x >= the next float after c."""
-    node, inverted = producer(tensor), False
-    while node is not None and node.op == "Not" and not node.domain:
-        node, inverted = producer(node.inputs[0]), not inverted
-    if node is None or node.domain:
-        return None
-    if node.op not in ("GreaterOrEqual", "Greater", "LessOrEqual", "Less"):
-        return None
-    operands = split_operands(node)
-    if operands is None or operands[1].dtype != np.float32 or not np.all(np.isfinite(operands[1])):
-        return None
-    x, bound = operands
-    greater = node.op.startswith("Greater") == (x is node.inputs[0])
-    # x >= c and x < c share the threshold c; x > c and x <= c share the next float above.
-    at_bound = node.op.endswith("OrEqual") == greater
-    threshold = bound if at_bound else after(bound)
-    return x, np.asarray(threshold), np.full(threshold.shape, greater == inverted)
+def pad_value(node: gs.Node) -> int | None:
+    """`padding` where it is -1, 0 or 1."""
+    value = padding(node)
+    return int(value) if value in (-1.0, 0.0, 1.0) else None
