@@ -241,7 +241,8 @@ def _rounding(node: gs.Node, x: gs.Tensor, half: bool) -> Staircase | None:
         return elementwise.apply(node, [v, *constants])
 
     ends = values(np.asarray([low, high], np.float32))
-    if ends is None or ends.dtype.kind not in "fiu" or not np.all(np.isfinite(ends)):
+    whole = ends is not None and (ends.dtype.kind in "iu" or node.op != "Cast")
+    if ends is None or not whole or not np.all(np.isfinite(ends)):
         return None
     first, last = (int(e) for e in ends)
     if last - first >= MOST_STEPS:
