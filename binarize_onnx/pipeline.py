@@ -26,6 +26,7 @@ from binarize_onnx.passes.lower_layers import LowerLayers
 from binarize_onnx.passes.pool_on_bits import PoolOnBits
 from binarize_onnx.passes.prove_sign_zero import zero_cannot_occur
 from binarize_onnx.passes.recognise_layers import LAYER_OPS, Filter, RecogniseLayers
+from binarize_onnx.passes.stack_terms import StackTerms
 from binarize_onnx.reasons import Code
 from binarize_onnx.report import Layer, Report, SignSite, Summary
 
@@ -242,6 +243,7 @@ def lower(context: Context) -> None:
     while climbing:  # each of these can uncover a site for the others; what is shared is pooled and fused once
         passes = (SharePacks, FoldThreshold, PoolOnBits, FlattenOnBits)
         climbing = any(each(context).run() for each in passes)
+    StackTerms(context).run()  # planes of one tensor have met at it; an epilogue would take a term as its residual
     FuseEpilogue(context).run()  # after thresholds have folded: what only a sign reads is gone by now
     FuseBits(context).run()
 
