@@ -13,7 +13,7 @@ from typing import Literal
 
 import onnx
 
-from binarize_onnx import checks, cost, io, opset, shapes
+from binarize_onnx import checks, cost, io, opset, shapes, stacked
 from binarize_onnx.errors import ModelError, NothingMatched, UsageError
 from binarize_onnx.passes.base import Context, subgraph_nodes, tidy
 from binarize_onnx.passes.flatten_on_bits import FlattenOnBits
@@ -162,6 +162,7 @@ def _compile(source: io.Source, config: Config) -> _Compilation:
             "binarize_onnx.source_sha256": source.sha256,
             "binarize_onnx.options": config.to_json(),
             "binarize_onnx.ops": str(opset.VERSION),
+            **stacked.to_metadata(context.journal.stacked),
         }
         model = io.export_graph(context.graph, prepared, metadata)
         size = io.byte_size(model)

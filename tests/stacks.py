@@ -1,4 +1,4 @@
-"""Sums of scaled binary layers as an ideal graph writes them: several weight bases on several thresholds of one tensor."""
+"""Sums of scaled binary layers as an ideal graph writes them: several weight bases on several signs of one tensor."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class Sum:
         """Everything so far, with y = the result; further tensors to give out have its type and rank."""
         self.nodes.append(helper.make_node("Identity", [result], ["y"]))
         rank = 2 if self.layer.flattened else len(self.dims)
-        shape = [None] * rank
+        shape: list[None] = [None] * rank
         outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("y", *more)]
         given = helper.make_tensor_value_info("x", TensorProto.FLOAT, self.dims)
         graph = helper.make_graph(self.nodes, "sum", [given], outputs, self.initializers)
@@ -191,4 +191,4 @@ class Sum:
 
     def inputs(self) -> dict[str, Array]:
         """Two samples."""
-        return {"x": self.rng.normal(size=[2, *self.dims[1:]]).astype(np.float32)}
+        return {"x": self.rng.normal(size=(2, *map(int, self.dims[1:]))).astype(np.float32)}

@@ -9,9 +9,9 @@ that order: additions nested to the left, all bases on one plane before the next
 either operand may be the running sum. Of any other sum the longest beginning of that form is taken, and the rest stays
 as layers that add what they are given.
 
-All layers of a stack have the same attributes, and what they read comes from one tensor in the same way: PackSign alone,
-or with the same pools and Reshape behind it. These go along: words of several planes are pooled as so many more channels,
-and flattened plane after plane.
+All layers of a stack have the same attributes, and the bits that they read are made in the same way: by a PackSign, and
+the same pools and Reshape behind it if there are any. These go along: words of several planes are pooled as so many more
+channels, and flattened plane after plane. Where the PackSigns read different tensors, a Concat joins their words.
 """
 
 from __future__ import annotations
@@ -73,9 +73,11 @@ class Way:
     pack: Pack
     steps: tuple[gs.Node, ...]
 
-    def is_parallel_to(self, other: Way) -> bool:
-        """Whether both do the same to the same tensor, but for thresholds and what depends on them."""
-        if self.pack.x is not other.pack.x or self.pack.axis != other.pack.axis or len(self.steps) != len(other.steps):
+    def is_parallel_to(self, other: Way, context: Context) -> bool:
+        """Whether both do the same to tensors of one shape, but for thresholds and what depends on them."""
+        x, y = self.pack.x, other.pack.x
+        alike = x is y or (context.shape(x) is not None and context.shape(x) == context.shape(y))
+        if not alike or self.pack.axis != other.pack.axis or len(self.steps) != len(other.steps):
             return False
         return all(_does_the_same(a, b) for a, b in zip(self.steps, other.steps, strict=True))
 
@@ -105,6 +107,11 @@ class StackTerms(Pass[Stack]):
         super().__init__(context)
         self._joined: dict[tuple[str, ...], gs.Tensor] = {}  # by the names of what was joined
 
+    def run(self) -> bool:
+        """Remember where the layers are: the first of a stack gives it its name."""
+        self._position = {node.name: index for index, node in enumerate(self.context.graph.nodes)}
+        return super().run()
+
     def match(self, node: gs.Node) -> Stack | Skip | None:
         """The innermost addition of a sum, of two terms."""
         if node.op != "Add" or node.domain:
@@ -118,7 +125,7 @@ class StackTerms(Pass[Stack]):
             additions.append(found[0])
         for count in range(len(terms), 1, -1):
             for ordered in (terms[:count], [second, first, *terms[2:count]]):
-                bases = _bases(ordered)
+                bases = self._bases(ordered)
                 if bases is not None:
                     return Stack(ordered, bases, self._replaced(ordered, additions[: count - 1]))
         return None
@@ -159,19 +166,47 @@ class StackTerms(Pass[Stack]):
         term = self._term(following.inputs[1] if following.inputs[0] is total else following.inputs[0])
         return None if term is None else (following, term)
 
+    def _bases(self, terms: list[Term]) -> int | None:
+        """How many terms in a row read the same bits, if bits and weights run as one node runs through them.
+
+        With M such terms, term i reads the bits of term i - i % M and has the weights of term i % M. As many as possible:
+        planes cost more than bases.
+        """
+        first = terms[0]
+        if not all(first.fits(term) for term in terms[1:]):
+            return None
+        for bases in range(len(terms), 0, -1):
+            if len(terms) % bases or (bases > 1 and first.layer.attrs.get("group", 1) != 1):
+                continue
+            if all(
+                term.bits is terms[i - i % bases].bits and term.has_weights_of(terms[i % bases])
+                for i, term in enumerate(terms)
+            ) and self._are_planes_of_one(terms[::bases]):
+                return bases
+        return None
+
+    def _are_planes_of_one(self, terms: list[Term]) -> bool:
+        """Whether the bits that the terms read can be planes of one packed tensor."""
+        if len(terms) == 1:
+            return True
+        ways = [_way(term.bits) for term in terms]
+        first = ways[0]
+        return first is not None and all(way is not None and first.is_parallel_to(way, self.context) for way in ways)
+
     def _replaced(self, terms: list[Term], additions: list[gs.Node]) -> list[gs.Node]:
         layers = [term.layer for term in terms]
         readers = [self.context.only_consumer(layer.outputs[0]) for layer in layers]
         return [*layers, *(node for node in readers if node is not None and node.op == "Mul"), *additions]
 
     def rewrite(self, site: Stack) -> None:
-        """Insert the layer of all terms under the name of the first; the others are accounted for by it."""
+        """Insert the layer of all terms under the name of the first in the graph; the others are recorded with it."""
         first, context = site.terms[0].layer, self.context
         convolution = first.op == "XnorConv"
-        name = first.name
+        names = [term.layer.name for term in site.terms]
+        name = min(names, key=self._position.__getitem__)
         inputs = list(first.inputs)
         inputs[0] = self._join([term.bits for term in site.planes])
-        inputs[1], inputs[SLOTS["mask"]] = self._filters([term.layer for term in site.terms[: site.bases]])
+        inputs[1], inputs[SLOTS["mask"]] = self._filters([term.layer for term in site.terms[: site.bases]], name)
         combine = _block_diagonal([term.layer.inputs[SLOTS["combine"]].values for term in site.planes])
         inputs[SLOTS["combine"]] = context.constant(f"{name}.combine", combine)
         scale = np.stack([term.scale for term in site.terms])
@@ -184,22 +219,21 @@ class StackTerms(Pass[Stack]):
         context.insert(
             first.op, inputs, [output, gs.Variable.empty()], name=name, domain=opset.DOMAIN, attrs=first.attrs
         )
-        counted = f"{len(site.planes)} planes of bits by {site.bases} bases of weights"
-        record(context.journal.moved, name, f"one node for {len(site.terms)} layers ({counted})")
-        for term in site.terms[1:]:
-            context.journal.stacked[term.layer.name] = name
+        counted = f"planes of bits: {len(site.planes)}, bases of weights: {site.bases}"
+        record(context.journal.moved, name, f"one node for {len(names)} layers ({counted})")
+        context.journal.stacked |= {other: name for other in names if other != name}
 
-    def _filters(self, layers: list[gs.Node]) -> tuple[gs.Tensor, gs.Tensor]:
+    def _filters(self, layers: list[gs.Node], name: str) -> tuple[gs.Tensor, gs.Tensor]:
         """The weights of all bases, and their mask, base after base."""
         first, context = layers[0], self.context
         axis = 0 if first.op == "XnorConv" else -1
         weights = np.concatenate([layer.inputs[1].values for layer in layers], axis)
-        bits = context.constant(f"{first.name}.bits", weights)
+        bits = context.constant(f"{name}.bits", weights)
         masks = [layer.inputs[SLOTS["mask"]] for layer in layers]
         if all(mask is masks[0] and mask.shape[axis] == 1 for mask in masks):
             return bits, masks[0]
         full = [np.broadcast_to(mask.values, first.inputs[1].shape) for mask in masks]
-        return bits, context.constant(f"{first.name}.mask", np.concatenate(full, axis))
+        return bits, context.constant(f"{name}.mask", np.concatenate(full, axis))
 
     def _join(self, planes: list[gs.Tensor]) -> gs.Tensor:
         """One packed tensor with the planes of all; those of one tensor stay that tensor."""
@@ -208,7 +242,8 @@ class StackTerms(Pass[Stack]):
         key = tuple(plane.name for plane in planes)
         if key not in self._joined:
             ways = [way for plane in planes if (way := _way(plane)) is not None]
-            joined = self._join_packs([way.pack for way in ways])
+            packs = [way.pack for way in ways]
+            joined = self._join_packs(packs) if all(p.x is packs[0].x for p in packs) else self._concatenate(packs)
             for together in zip(*(way.steps for way in ways), strict=True):
                 joined = self._join_steps(joined, together)
             self._joined[key] = joined
@@ -221,6 +256,13 @@ class StackTerms(Pass[Stack]):
         threshold = _one_after_the_other([(pack.threshold, pack.encode.shape[1]) for pack in packs], first.axis)
         flip = _one_after_the_other([(pack.flip, pack.encode.shape[0]) for pack in packs], first.axis)
         return insert_pack(self.context, first.x, threshold, encode, flip, first.axis, f"{first.x.name}.planes")
+
+    def _concatenate(self, packs: list[Pack]) -> gs.Tensor:
+        """The words of packed tensors, one after the other."""
+        parts = [pack.node.outputs[0] for pack in packs]
+        output = self.context.variable(f"{parts[0].name}.planes", dtype=np.uint32)
+        self.context.insert("Concat", parts, [output], attrs={"axis": packs[0].axis})
+        return output
 
     def _join_steps(self, source: gs.Tensor, steps: Sequence[gs.Node]) -> gs.Tensor:
         """A pool or a Reshape of one plane, done to the words of all."""
@@ -242,35 +284,6 @@ class StackTerms(Pass[Stack]):
             attrs={**first.attrs, "channels": invert.size},
         )
         return output
-
-
-def _bases(terms: list[Term]) -> int | None:
-    """How many terms in a row read the same bits, if bits and weights run as one node runs through them.
-
-    With M such terms, term i reads the bits of term i - i % M and has the weights of term i % M. As many as possible:
-    planes cost more than bases.
-    """
-    first = terms[0]
-    if not all(first.fits(term) for term in terms[1:]):
-        return None
-    for bases in range(len(terms), 0, -1):
-        if len(terms) % bases or (bases > 1 and first.layer.attrs.get("group", 1) != 1):
-            continue
-        if all(
-            term.bits is terms[i - i % bases].bits and term.has_weights_of(terms[i % bases])
-            for i, term in enumerate(terms)
-        ) and _are_planes_of_one(terms[::bases]):
-            return bases
-    return None
-
-
-def _are_planes_of_one(terms: list[Term]) -> bool:
-    """Whether the bits that the terms read can be planes of one packed tensor."""
-    if len(terms) == 1:
-        return True
-    ways = [_way(term.bits) for term in terms]
-    first = ways[0]
-    return first is not None and all(way is not None and first.is_parallel_to(way) for way in ways)
 
 
 def _way(bits: gs.Tensor) -> Way | None:
