@@ -157,6 +157,13 @@ def test_terms_of_different_layers_stay_apart() -> None:
         assert terms(compiled(built.model(result), built)) == [1, 1], change
 
 
+def test_bases_that_differ_in_their_zeros_differ() -> None:
+    built = Sum(np.random.default_rng(13), CONV, 2, 1)
+    weights = onnx.numpy_helper.to_array(next(t for t in built.initializers if t.name == built.weights[0]))
+    built.weights.append(built.constant(np.maximum(weights, 0)))  # the same bits under another mask
+    assert terms(compiled(built.model(built.chain([(0, 0), (1, 1)])), built)) == [1, 1]
+
+
 @pytest.mark.parametrize("pooled", [False, True])
 def test_signs_of_different_tensors_are_joined_as_words(pooled: bool) -> None:
     built = Sum(np.random.default_rng(12), replace(CONV, size=8, pooled=pooled), 2, 2)
