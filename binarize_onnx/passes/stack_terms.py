@@ -10,8 +10,8 @@ either operand may be the running sum. Of any other sum the longest beginning of
 as layers that add what they are given.
 
 All layers of a stack have the same attributes, and the bits that they read are made in the same way: by a PackSign, and
-the same pools and Reshape behind it if there are any. These go along: words of several planes are pooled as so many more
-channels, and flattened plane after plane. Where the PackSigns read different tensors, a Concat joins their words.
+the same pools and Reshape behind it if there are any. These go along: words of several planes are pooled as so many
+more channels, and flattened plane after plane. Where the PackSigns read different tensors, a Concat joins their words.
 """
 
 from __future__ import annotations
@@ -169,8 +169,8 @@ class StackTerms(Pass[Stack]):
     def _bases(self, terms: list[Term]) -> int | None:
         """How many terms in a row read the same bits, if bits and weights run as one node runs through them.
 
-        With M such terms, term i reads the bits of term i - i % M and has the weights of term i % M. As many as possible:
-        planes cost more than bases.
+        With M such terms, term i reads the bits of term i - i % M and has the weights of term i % M. M is the largest
+        that fits: a plane has to be packed, a base costs nothing at run time.
         """
         first = terms[0]
         if not all(first.fits(term) for term in terms[1:]):
