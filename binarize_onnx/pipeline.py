@@ -14,7 +14,7 @@ from typing import Literal
 import onnx
 import onnx_graphsurgeon as gs
 
-from binarize_onnx import checks, cost, io, opset, shapes
+from binarize_onnx import checks, cost, io, opset, shapes, stacked
 from binarize_onnx.errors import ModelError, NothingMatched, UsageError
 from binarize_onnx.passes.base import Context, subgraph_nodes, tidy
 from binarize_onnx.passes.flatten_on_bits import FlattenOnBits
@@ -27,6 +27,7 @@ from binarize_onnx.passes.lower_layers import LowerLayers
 from binarize_onnx.passes.pool_on_bits import PoolOnBits
 from binarize_onnx.passes.prove_sign_zero import zero_cannot_occur
 from binarize_onnx.passes.recognise_layers import LAYER_OPS, MODERATE, STRICT, Filter, RecogniseLayers, Tolerance
+from binarize_onnx.passes.stack_terms import StackTerms
 from binarize_onnx.reasons import Code
 from binarize_onnx.report import Layer, Report, SignSite, Summary
 
@@ -169,6 +170,7 @@ def _compile(source: io.Source, config: Config) -> _Compilation:
             "binarize_onnx.source_sha256": source.sha256,
             "binarize_onnx.options": config.to_json(),
             "binarize_onnx.ops": str(opset.VERSION),
+            **stacked.to_metadata(context.journal.stacked),
         }
         model = io.export_graph(context.graph, prepared, metadata)
         size = io.byte_size(model)
@@ -255,6 +257,7 @@ def lower(context: Context) -> None:
     while climbing:  # each of these can uncover a site for the others; what is shared is pooled and fused once
         passes = (SharePacks, FoldThreshold, PoolOnBits, FlattenOnBits)
         climbing = any(each(context).run() for each in passes)
+    StackTerms(context).run()  # planes of one tensor have met at it; an epilogue would take a term as its residual
     FuseEpilogue(context).run()  # after thresholds have folded: what only a sign reads is gone by now
     FuseBits(context).run()
 

@@ -27,6 +27,7 @@ from binarize_onnx.passes.ideal_affine import IdealAffine
 from binarize_onnx.passes.lower_layers import LowerLayers
 from binarize_onnx.passes.pool_on_bits import PoolOnBits
 from binarize_onnx.passes.recognise_layers import Filter, RecogniseLayers
+from binarize_onnx.passes.stack_terms import StackTerms
 
 ONNX_VERSION = tuple(int(part) for part in onnx.__version__.split(".")[:2])
 if ONNX_VERSION < (1, 23):
@@ -47,6 +48,7 @@ PASSES: dict[str, Callable[[Context], Pass[Any]]] = {
     "PoolOnBits": PoolOnBits,
     "RecogniseLayers": lambda context: RecogniseLayers(context, Filter()),
     "SharePacks": SharePacks,
+    "StackTerms": StackTerms,
 }
 
 

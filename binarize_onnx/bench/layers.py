@@ -10,6 +10,7 @@ with a convolution that also normalises and packs. So the unit is a **layer with
   PackSign, it and whatever leads from it to the layer count to the layer that reads the bits; in the float model, what
   leads from the tensor that PackSign reads to that layer does. Several layers on the same bits: the first of them.
 * A layer that writes bits in its own epilogue has the sign in its own span, in both models.
+* Layers that the converter computes in one node (`binarize_onnx.stacked`) are one row, under that node's name.
 * What onnxruntime puts in to change a layout (ReorderInput, ReorderOutput) counts to what reads the result.
 
 What comes before the first layer is listed by operator, and so is what cannot be traced. Together with the time that
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import NodeProto
 
-from binarize_onnx import opset
+from binarize_onnx import opset, stacked
 from binarize_onnx.bench.profile import Profile
 from binarize_onnx.bench.results import LayerRow
 from binarize_onnx.passes.recognise_layers import LAYER_OPS
@@ -101,12 +102,16 @@ def rows(baseline: tuple[onnx.ModelProto, Profile], candidate: tuple[onnx.ModelP
     """
     packed = packed_tensors(baseline[0]) | packed_tensors(candidate[0])
     binary = {n.name for model, _ in (baseline, candidate) for n in model.graph.node if n.op_type in COMPILED_OPS}
+    layers = {n.name: n.op_type for model, _ in (candidate, baseline) for n in model.graph.node if is_layer(n)}
+    recorded = stacked.read(baseline[0]) | stacked.read(candidate[0])
+    together = {layer: node for layer, node in recorded.items() if node in layers}
+    binary |= together.keys()
     sides = []
     for model, profile in (baseline, candidate):
-        sides.append(_by_owner(owners(model, packed, binary), profile))
-    layers = {n.name: n.op_type for model, _ in (candidate, baseline) for n in model.graph.node if is_layer(n)}
+        sides.append(_by_owner(owners(model, packed, binary), profile, together))
     order = [n.name for n in baseline[0].graph.node if is_layer(n)]
     order += [name for name in layers if name not in set(order)]
+    order = list(dict.fromkeys(together.get(name, name) for name in order))
     in_candidate = {n.name for n in candidate[0].graph.node if n.op_type in COMPILED_OPS}
     found = [
         LayerRow(name, layers[name], name in in_candidate, dict(sides[0][0][name]), dict(sides[1][0][name]))
@@ -120,8 +125,13 @@ def rows(baseline: tuple[onnx.ModelProto, Profile], candidate: tuple[onnx.ModelP
     return tuple(found)
 
 
-def _by_owner(owned: Owners, profile: Profile) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """Microseconds by layer and operator, and by operator for what belongs to no layer."""
+def _by_owner(
+    owned: Owners, profile: Profile, together: Mapping[str, str]
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Microseconds by layer and operator, and by operator for what belongs to no layer.
+
+    The layers in `together` count to others.
+    """
     ran = {node.name: node for node in profile.graph.node}
     readers: dict[str, list[NodeProto]] = defaultdict(list)
     for node in profile.graph.node:
@@ -131,7 +141,7 @@ def _by_owner(owned: Owners, profile: Profile) -> tuple[dict[str, dict[str, floa
     others: dict[str, float] = defaultdict(float)
     for timed in profile.nodes:
         owner = _trace(timed.name, ran, readers, owned, fused=timed.op in LAYER_KERNELS)
-        (layers[owner] if owner else others)[timed.op] += timed.us
+        (layers[together.get(owner, owner)] if owner else others)[timed.op] += timed.us
     return layers, others
 
 

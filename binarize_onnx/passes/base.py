@@ -36,12 +36,14 @@ class Journal:
         threshold: steps of the source that went into the threshold of the bits the layer reads.
         epilogue: steps of the source that the layer now does itself.
         moved: what else was done with its bits.
+        stacked: layers that another one computes along with its own, and that one.
     """
 
     skipped: dict[str, Reason] = field(default_factory=dict)
     threshold: dict[str, list[str]] = field(default_factory=dict)
     epilogue: dict[str, list[str]] = field(default_factory=dict)
     moved: dict[str, list[str]] = field(default_factory=dict)
+    stacked: dict[str, str] = field(default_factory=dict)
 
     def reason(self, layer: str) -> str:
         """How a binary layer runs, in one line."""
@@ -50,7 +52,10 @@ class Journal:
             parts.append(f"{', '.join(self.threshold[layer])} in the threshold of its input")
         if layer in self.epilogue:
             parts.append(f"{', '.join(self.epilogue[layer])} in its epilogue")
-        return "; ".join([*parts, *self.moved.get(layer, [])])
+        parts += self.moved.get(layer, [])
+        if layer in self.stacked:
+            parts.append(f"computed together with `{self.stacked[layer]}`")
+        return "; ".join(parts)
 
 
 def record(steps: dict[str, list[str]], layer: str, step: str, *, first: bool = False) -> None:

@@ -85,8 +85,8 @@ class SharePacks(Pass[tuple[gs.Node, gs.Node]]):
         site[1].inputs.clear()
 
 
-def _is_accumulator(layer: gs.Node) -> bool:
-    """Whether Y is the bare integer dot product: one term, and every float step neutral."""
+def is_bare(layer: gs.Node) -> bool:
+    """Whether Y is what `combine` makes of the integer dot products: one term, and every float step neutral."""
     steps = [constant_value(layer.inputs[SLOTS[slot]]) for slot, _ in ORDER]
     ones = {"scale", "gate", "slope_pre", "slope"}
     for (slot, _), values in zip(ORDER, steps, strict=True):
@@ -96,8 +96,13 @@ def _is_accumulator(layer: gs.Node) -> bool:
         if not np.all(neutral):
             return False
     scale = constant_value(layer.inputs[SLOTS["scale"]])
+    return scale is not None and scale.shape[0] == 1
+
+
+def _is_accumulator(layer: gs.Node) -> bool:
+    """Whether Y is the bare integer dot product with one plane."""
     combine = constant_value(layer.inputs[SLOTS["combine"]])
-    return scale is not None and scale.shape[0] == 1 and combine is not None and combine.size == 1
+    return is_bare(layer) and combine is not None and combine.size == 1
 
 
 def _length(layer: gs.Node) -> int:
