@@ -214,8 +214,9 @@ def classify(stairs: Staircase, output: gs.Tensor) -> Sign | Level | NotBinary:
     spread = SAME_VALUE * max(abs(top), abs(bottom))
     ends = np.stack(np.broadcast_arrays(low, high))
     near_top, near_bottom = np.abs(ends - top) <= spread, np.abs(ends - bottom) <= spread
-    if bottom == top:
-        return NotBinary(Code.ACTIVATION_VALUES, f"`{output.name}` has the one value {_number(top)}")
+    if bottom == top != 0:  # x decides nothing: `Relu(x) >= 0`
+        never, flip = np.full((), -np.inf, np.float32), np.asarray(top < 0)
+        return Sign(output, stairs.x, never, flip, x_low=-1, scale=abs(float(np.float32(top))))
     if not np.all(near_top | near_bottom):
         return NotBinary(Code.ACTIVATION_VALUES, f"the values of `{output.name}` differ from channel to channel")
     if top <= 0 or (abs(bottom + top) > spread and abs(bottom) > spread):
@@ -223,8 +224,6 @@ def classify(stairs: Staircase, output: gs.Tensor) -> Sign | Level | NotBinary:
             f"`{output.name}` has the values {_number(bottom)} and {_number(top)}, which are not -s and s, or 0 and s"
         )
         return NotBinary(Code.ACTIVATION_VALUES, words)
-    if stairs.threshold.size == 0:
-        return NotBinary(Code.ACTIVATION_VALUES, f"`{output.name}` does not depend on its input")
     low_is_top, high_is_top = near_top
     threshold = np.broadcast_to(stairs.threshold[0], np.broadcast_shapes(stairs.threshold.shape[1:], low_is_top.shape))
     constant = low_is_top == high_is_top
