@@ -141,7 +141,7 @@ def _read(paths: Sequence[Path]) -> list[Contestant]:
             raise ModelError(
                 f"holds {', '.join(operators)}, which onnxruntime does not have: there is no time to take.",
                 where=str(path),
-                fix="Time what `convert --emit ideal` makes of it, which is made of standard operators.",
+                fix="Time what `convert --emit ideal` makes of it.",
             )
         label = path.name if names.count(path.name) == 1 else str(path)
         if label in {c.label for c in found}:
