@@ -27,14 +27,14 @@ Array = npt.NDArray[Any]
 F32 = np.float32
 
 QONNX, FINN, BREVITAS = foreign.DOMAINS
-QUANT = {"signed": 1, "narrow": 0, "rounding_mode": "ROUND"}
+QUANT: dict[str, Any] = {"signed": 1, "narrow": 0, "rounding_mode": "ROUND"}
 
 
 # What the operators compute, as QONNX defines them, in float32.
 
 
-def bipolar_quant(x: Array, scale: Array) -> Array:
-    return np.where(x >= 0, F32(1), F32(-1)) * scale
+def bipolar_quant(x: Array, scale: Any) -> Array:
+    return np.asarray(np.where(x >= 0, F32(1), F32(-1)) * scale)
 
 
 ROUNDINGS: dict[str, Callable[[Array], Array]] = {
@@ -50,7 +50,7 @@ ROUNDINGS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def quant(x: Array, scale: Array, zero: Array, bits: int, signed: int, narrow: int, rounding_mode: str) -> Array:
+def quant(x: Array, scale: Any, zero: Any, bits: int, signed: int, narrow: int, rounding_mode: str) -> Array:
     y = x / scale + zero
     if bits == 1 and signed:
         y = np.where(y >= 0, F32(1), F32(-1))
@@ -127,7 +127,7 @@ def run(model: onnx.ModelProto, x: Array) -> Array:
     return np.asarray(session.run(None, {"x": x})[0])
 
 
-def values(rng: np.random.Generator, shape: Sequence[int], step: Array | float = 1.0) -> Array:
+def values(rng: np.random.Generator, shape: Sequence[int], step: Any = 1.0) -> Array:
     """Numbers around ±10 steps: ordinary ones, whole and half steps, both zeros, and neighbours of half steps."""
     halves = rng.integers(-20, 21, shape).astype(F32) / 2
     kind = rng.integers(0, 5, shape)
@@ -187,7 +187,7 @@ def test_multi_threshold(layout: str, shape: tuple[int, ...], steps: int) -> Non
         for scale, bias in ((1.0, 0.0), (2.0, -1.0), (0.3, 0.7)):
             x = values(rng, shape)
             limits = np.sort(rng.integers(-8, 9, (channels, steps)) / 2).astype(F32)
-            attributes = {"out_dtype": "INT4", "out_scale": scale, "out_bias": bias}
+            attributes: dict[str, Any] = {"out_dtype": "INT4", "out_scale": scale, "out_bias": bias}
             if layout:
                 attributes["data_layout"] = layout
             model = translated(one_node("MultiThreshold", x, [limits], FINN, **attributes))
@@ -221,7 +221,14 @@ def test_every_opset_and_every_way_to_hold_a_constant(opset: int, as_constants: 
         ("MultiThreshold", [np.asarray([[-1, 0, 2]], F32)], {}, multi_threshold(x, np.asarray([[-1, 0, 2]]), "", 1, 0)),
     ):
         model = one_node(op, x, constants, BREVITAS, as_constants, opset, **attributes)
-        np.testing.assert_array_equal(run(translated(model), x), expected)
+        result = translated(model)
+        np.testing.assert_array_equal(run(result, x), expected)
+        assert result.ir_version >= 4, "only from here on an initializer need not be an input"
+
+
+def test_a_neutral_scale_with_axes_of_its_own_is_no_neutral_step() -> None:
+    x = values(np.random.default_rng(0), (2, 4))
+    assert run(translated(one_node("BipolarQuant", x, [np.ones((1, 1, 1), F32)])), x).shape == (1, 2, 4)
 
 
 def test_a_scale_that_is_computed_is_no_obstacle() -> None:
@@ -307,6 +314,7 @@ def test_a_definition_in_the_file_is_what_counts() -> None:
     model.functions.append(
         helper.make_function(QONNX, "BipolarQuant", ["a", "s"], ["b"], body, [helper.make_opsetid("", 17)])
     )
+    assert foreign.held(model) == []
     x = values(np.random.default_rng(0), (2, 4))
     result, notes = pipeline.translate(model, Config())
     np.testing.assert_array_equal(run(result, x), -x)
