@@ -337,8 +337,8 @@ def _require_ending_calls(model: onnx.ModelProto) -> None:
         raise ModelError(f"function `{domain}.{name}` calls itself, or one that does.", fix=DAMAGED)
 
 
-def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node of the graph, those of subgraphs too."""
+def nodes(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
+    """Every node of the graph or function, those of subgraphs too."""
     for inner in _graphs(graph):
         yield from inner.node
 

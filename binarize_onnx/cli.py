@@ -105,6 +105,14 @@ def input_shape(value: str) -> tuple[str, tuple[int, ...]]:
     return name, tuple(int(number) for number in numbers.split(","))
 
 
+def mapped_op(value: str) -> tuple[str, str]:
+    """`domain::Op=sign`."""
+    operator, _, target = value.rpartition("=")
+    if not operator:
+        raise click.BadParameter(f"{value!r} is not of the form domain::Op=sign")
+    return operator, target
+
+
 def share(value: str) -> float:
     """`0.6` or `60%`; a number above 1 without a sign is neither."""
     found = re.fullmatch(r"(\d+\.?\d*|\.\d+)(%?)", value)
@@ -161,6 +169,15 @@ def choosing(command: Command) -> Command:
             metavar="NAME:1,3,224,224",
             multiple=True,
             help="Fix the shape of an input that the model leaves open. May be repeated.",
+        ),
+        click.option(
+            "--map-op",
+            "map_ops",
+            type=mapped_op,
+            metavar="DOMAIN::OP=sign",
+            multiple=True,
+            help="Take an operator of your own domain for a sign of its first input: +1 from 0 on, -1 below. "
+            "May be repeated.",
         ),
         click.option("--op-types-to-exclude", multiple=True, metavar="OP", help="Leave layers of this operator float."),
         click.option(
@@ -517,10 +534,10 @@ def demo(out: Path | None, as_json: bool, report: Path | None, log_level: str) -
     found.verification.require()
 
 
-def _config(input_shapes: tuple[tuple[str, Any], ...], **choices: Any) -> Config:
+def _config(input_shapes: tuple[tuple[str, Any], ...], map_ops: tuple[tuple[str, str], ...], **choices: Any) -> Config:
     from binarize_onnx.pipeline import Config
 
-    return Config(input_shapes=dict(input_shapes), **choices)
+    return Config(input_shapes=dict(input_shapes), map_ops=dict(map_ops), **choices)
 
 
 def _log_to_stderr(level: str) -> None:

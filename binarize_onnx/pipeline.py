@@ -14,7 +14,7 @@ from typing import Literal
 import onnx
 import onnx_graphsurgeon as gs
 
-from binarize_onnx import checks, cost, io, opset, shapes, stacked
+from binarize_onnx import checks, cost, foreign, io, opset, shapes, stacked
 from binarize_onnx.errors import ModelError, NothingMatched, UsageError
 from binarize_onnx.passes.base import Context, subgraph_nodes, tidy
 from binarize_onnx.passes.flatten_on_bits import FlattenOnBits
@@ -48,6 +48,7 @@ class Config:
         nodes_to_quantize: if given, regexes of the only layer names to convert.
         op_types_to_exclude: operator types to leave float.
         input_shapes: fixed shapes of graph inputs, by name, for what the model leaves open.
+        map_ops: what operators of other domains are, `domain::Op` to `sign` (of the first input, 0 to +1).
         allow_unchanged: return the source as it is instead of raising when nothing in it is binary.
     """
 
@@ -58,6 +59,7 @@ class Config:
     nodes_to_quantize: tuple[str, ...] = ()
     op_types_to_exclude: tuple[str, ...] = ()
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    map_ops: Mapping[str, str] = field(default_factory=dict)
     allow_unchanged: bool = False
 
     def __post_init__(self) -> None:
@@ -79,6 +81,7 @@ class Config:
         for name, shape in self.input_shapes.items():
             if not all(isinstance(d, int) and 0 < d < 2**31 for d in shape):
                 raise UsageError(f"the shape {shape!r} of input `{name}` is not made of whole numbers from 1 to 2^31.")
+        foreign.require_mappable(self.map_ops)
 
     def to_json(self) -> str:
         """The options that shape the result, as sorted JSON: recorded in every file we write."""
@@ -91,6 +94,7 @@ class Config:
                 "nodes_to_quantize": list(self.nodes_to_quantize),
                 "op_types_to_exclude": list(self.op_types_to_exclude),
                 "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
+                "map_ops": dict(self.map_ops),
             },
             sort_keys=True,
         )
@@ -107,6 +111,7 @@ class Config:
             nodes_to_quantize=tuple(options["nodes_to_quantize"]),
             op_types_to_exclude=tuple(options["op_types_to_exclude"]),
             input_shapes={name: tuple(shape) for name, shape in options["input_shapes"].items()},
+            map_ops=options.get("map_ops", {}),  # files of earlier versions have none
         )
 
 
@@ -145,6 +150,21 @@ def inspect(model: io.ModelLike, config: Config | None = None) -> Report:
     return _compile(io.read(model), config or Config()).report
 
 
+def translate(model: onnx.ModelProto, config: Config) -> tuple[onnx.ModelProto, list[str]]:
+    """The model as the passes start from it: prepared, inputs fixed, foreign operators in standard ones.
+
+    Returns the model, which shares nothing with the given one, and notes on foreign nodes that stay as they are.
+
+    Raises:
+        ModelError: the model cannot be prepared.
+        UsageError: `config.input_shapes` does not fit it.
+    """
+    prepared = io.prepare(model)
+    shapes.fix_inputs(prepared, config.input_shapes)
+    notes = foreign.translate(prepared, config.map_ops)
+    return prepared, notes
+
+
 @dataclass(frozen=True)
 class _Compilation:
     model: onnx.ModelProto
@@ -154,12 +174,11 @@ class _Compilation:
 
 def _compile(source: io.Source, config: Config) -> _Compilation:
     try:
-        prepared = io.prepare(source.model)
+        prepared, left = translate(source.model, config)
     except ModelError as error:
         if not config.allow_unchanged:
             raise
         return _untouched(source, error)
-    shapes.fix_inputs(prepared, config.input_shapes)
     inferred = shapes.infer(prepared)
     context, layers, signs, taken = _recognise(prepared, inferred, config)
     if context.binary and config.emit == "compiled":
@@ -178,12 +197,12 @@ def _compile(source: io.Source, config: Config) -> _Compilation:
         model, size = source.model, source.size
     for layer in layers:
         _conclude(layer, context)
-    report = Report(
-        layers,
-        _summary(layers, source.size, size),
-        signs,
-        [*_notes(source.model), *taken, *_idle_choices(config, layers)],
-    )
+    notes = [*_notes(source.model), *left, *taken, *_idle_choices(config, layers)]
+    notes += [
+        f"--map-op {operator} matches no node that the model leaves undefined"
+        for operator in foreign.unused(config.map_ops, source.model)
+    ]
+    report = Report(layers, _summary(layers, source.size, size), signs, notes)
     return _Compilation(model, report, len(context.binary))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import EncodeError
 
-from binarize_onnx import io, runtime
+from binarize_onnx import foreign, io, runtime
 from binarize_onnx.bench import layers as counting
 from binarize_onnx.bench.inputs import feed
 from binarize_onnx.bench.profile import profile, with_names
@@ -136,6 +136,13 @@ def _read(paths: Sequence[Path]) -> list[Contestant]:
     found: list[Contestant] = []
     for path in paths:
         source = io.read(path)
+        operators = foreign.held(source.model)
+        if operators:
+            raise ModelError(
+                f"holds {', '.join(operators)}, which onnxruntime does not have: there is no time to take.",
+                where=str(path),
+                fix="Time what `convert --emit ideal` makes of it.",
+            )
         label = path.name if names.count(path.name) == 1 else str(path)
         if label in {c.label for c in found}:
             label = f"{label} ({sum(c.path == path for c in found) + 1})"

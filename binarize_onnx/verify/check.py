@@ -9,9 +9,9 @@ from pathlib import Path
 
 import onnx
 
-from binarize_onnx import io, opset
+from binarize_onnx import foreign, io, opset
 from binarize_onnx.errors import ModelError, UsageError
-from binarize_onnx.pipeline import Config, convert
+from binarize_onnx.pipeline import Config, convert, translate
 from binarize_onnx.verify.arrays import Array
 from binarize_onnx.verify.data import (
     RANDOM_SAMPLES,
@@ -63,6 +63,7 @@ def verify(
     ref, cand = io.read(reference), io.read(candidate)
     _require_same_interface(ref.model, cand.model)
     config, notes = _recorded_options(ref, cand)
+    ref = _runnable(ref, config or Config(), notes)
     changed = opset.functions_changed(cand.model)
     if changed:
         words = f"the candidate's definition of {', '.join(changed)} is not this version's"
@@ -149,6 +150,15 @@ def _recorded_options(ref: io.Source, cand: io.Source) -> tuple[Config | None, l
         return Config.from_json(options), []
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"the candidate's metadata `binarize_onnx.options` cannot be read ({error}).") from None
+
+
+def _runnable(ref: io.Source, config: Config, notes: list[str]) -> io.Source:
+    """The reference in operators that onnxruntime has: foreign ones are translated, as `convert` does."""
+    operators = foreign.held(ref.model, config.map_ops)
+    if not operators:
+        return ref
+    notes.append(f"the reference is run with {listed(operators)} in standard operators: onnxruntime has none of these")
+    return replace(ref, model=translate(ref.model, config)[0])
 
 
 def _is_ours(cand: io.Source) -> bool:
