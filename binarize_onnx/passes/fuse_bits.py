@@ -102,8 +102,8 @@ def _is_accumulator(layer: gs.Node) -> bool:
 
 def _length(layer: gs.Node) -> int:
     """Terms in the layer's dot product, an upper bound of its magnitude."""
-    weights = constant_value(layer.inputs[1])
-    assert weights is not None
     if layer.op == "XnorMatMul":
         return int(layer.attrs["k"])
+    weights = constant_value(layer.inputs[1])
+    assert weights is not None
     return int(layer.attrs["channels"]) // int(layer.attrs["group"]) * int(np.prod(weights.shape[2:]))

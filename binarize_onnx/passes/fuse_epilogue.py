@@ -5,7 +5,8 @@
 
 The epilogue has one order: scale, gate, bias, slope_pre, residual, shift, slope, offset. A step takes the first slot of
 its kind that is still to come; a step with none stays a node of its own, and so does everything behind it. Each slot
-rounds exactly as the node it replaces, so nothing changes but the number of passes over memory.
+rounds exactly as the node it replaces, so nothing changes but the number of passes over memory. A gate is what is
+computed at run time, or a constant that differs from position to position (XNOR-Net++).
 """
 
 from __future__ import annotations
@@ -116,12 +117,15 @@ class FuseEpilogue(Pass[Fusion]):
         values = constant_value(operand)
         if slot == "residual":
             return operand if values is None and self.context.shape(operand) == shape else None
-        if slot == "gate" and values is None:
-            return operand if _broadcasts(self.context.shape(operand), shape) else None
         if values is None:
-            return None
+            gates = slot == "gate" and _broadcasts(self.context.shape(operand), shape)
+            return operand if gates else None
         vector = _vector(values, axis, rank)
-        if vector is None or vector.size not in (1, shape[axis]):
+        if slot == "gate":  # a constant for each channel has its place in front, in the scale
+            known = self.context.known.get(layer.outputs[0].name, ())
+            varies = vector is None and values.dtype == np.float32 and _broadcasts(values.shape, known)
+            return operand if varies else None
+        if vector is None or vector.size not in (1, self.context.known_dim(layer.outputs[0], axis)):
             return None
         if slot == "scale":
             scale = constant_value(layer.inputs[SLOTS["scale"]])
@@ -139,7 +143,7 @@ def _vector(values: Array, axis: int, rank: int) -> Array | None:
     return vector if vector is not None and vector.dtype == np.float32 else None
 
 
-def _broadcasts(shape: Sequence[int] | None, to: Sequence[int]) -> bool:
+def _broadcasts(shape: Sequence[int] | None, to: Sequence[int | None]) -> bool:
     """Whether a tensor of this shape broadcasts to `to` without adding to it."""
     if shape is None or len(shape) > len(to):
         return False
