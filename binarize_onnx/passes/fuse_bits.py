@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from binarize_onnx.passes.base import Pass, Skip, constant_value, producer, record
 from binarize_onnx.passes.fuse_epilogue import ORDER, SLOTS
@@ -86,7 +87,9 @@ class SharePacks(Pass[tuple[gs.Node, gs.Node]]):
 
 
 def _is_accumulator(layer: gs.Node) -> bool:
-    """Whether Y is the bare integer dot product: one term, and every float step neutral."""
+    """Whether Y is the bare integer dot product: one term, every float step neutral, and no rounding to float16."""
+    if layer.attrs["dtype"] != TensorProto.FLOAT:
+        return False
     steps = [constant_value(layer.inputs[SLOTS[slot]]) for slot, _ in ORDER]
     ones = {"scale", "gate", "slope_pre", "slope"}
     for (slot, _), values in zip(ORDER, steps, strict=True):

@@ -103,7 +103,9 @@ class OneDimension(Pass[gs.Node]):
         """A new tensor for what `tensor` holds, with a height."""
         context = self.context
         twin = context.variable(f"{tensor.name}.2d", dtype=tensor.dtype)
-        shape = context.shape(tensor)
+        shape, kind = context.shape(tensor), context.types.get(tensor.name)
+        if kind is not None:
+            context.types[twin.name] = kind
         if shape is not None:
             known = context.known.get(tensor.name, (None,) * 3)
             context.shapes[twin.name] = (*shape[:2], 1, *shape[2:])
