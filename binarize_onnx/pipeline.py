@@ -23,11 +23,16 @@ from binarize_onnx.passes.fold_threshold import FoldThreshold
 from binarize_onnx.passes.fuse_bits import FuseBits, SharePacks
 from binarize_onnx.passes.fuse_epilogue import FuseEpilogue
 from binarize_onnx.passes.ideal_affine import IdealAffine
+from binarize_onnx.passes.level_last import LevelLast
 from binarize_onnx.passes.lower_layers import LowerLayers
+from binarize_onnx.passes.move_words import MoveWords
+from binarize_onnx.passes.one_dimension import OneDimension
 from binarize_onnx.passes.pool_on_bits import PoolOnBits
 from binarize_onnx.passes.prove_sign_zero import zero_cannot_occur
 from binarize_onnx.passes.recognise_layers import LAYER_OPS, MODERATE, STRICT, Filter, RecogniseLayers, Tolerance
+from binarize_onnx.passes.run_time_threshold import RunTimeThreshold
 from binarize_onnx.passes.stack_terms import StackTerms
+from binarize_onnx.passes.transposed_conv import TransposedConv
 from binarize_onnx.reasons import Code
 from binarize_onnx.report import Layer, Report, SignSite, Summary
 
@@ -271,10 +276,13 @@ def idealise(
 
 def lower(context: Context) -> None:
     """Ideal graph to packed graph, without changing a bit of any output."""
+    OneDimension(context).run()  # first: every pass below knows two dimensions only
+    LevelLast(context).run()
+    TransposedConv(context).run()
     LowerLayers(context).run()
     climbing = True
     while climbing:  # each of these can uncover a site for the others; what is shared is pooled and fused once
-        passes = (SharePacks, FoldThreshold, PoolOnBits, FlattenOnBits)
+        passes = (SharePacks, FoldThreshold, RunTimeThreshold, PoolOnBits, FlattenOnBits, MoveWords)
         climbing = any(each(context).run() for each in passes)
     StackTerms(context).run()  # planes of one tensor have met at it; an epilogue would take a term as its residual
     FuseEpilogue(context).run()  # after thresholds have folded: what only a sign reads is gone by now

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from binarize_onnx.passes.base import Pass, Skip, constant_value, producer, record
 from binarize_onnx.passes.fuse_epilogue import ORDER, SLOTS
@@ -86,7 +87,9 @@ class SharePacks(Pass[tuple[gs.Node, gs.Node]]):
 
 
 def is_bare(layer: gs.Node) -> bool:
-    """Whether Y is what `combine` makes of the integer dot products: one term, and every float step neutral."""
+    """Whether Y is what `combine` makes of the integer dot products: one term, float steps neutral, no float16."""
+    if layer.attrs["dtype"] != TensorProto.FLOAT:
+        return False
     steps = [constant_value(layer.inputs[SLOTS[slot]]) for slot, _ in ORDER]
     ones = {"scale", "gate", "slope_pre", "slope"}
     for (slot, _), values in zip(ORDER, steps, strict=True):
@@ -107,8 +110,8 @@ def _is_accumulator(layer: gs.Node) -> bool:
 
 def _length(layer: gs.Node) -> int:
     """Terms in the layer's dot product, an upper bound of its magnitude."""
-    weights = constant_value(layer.inputs[1])
-    assert weights is not None
     if layer.op == "XnorMatMul":
         return int(layer.attrs["k"])
+    weights = constant_value(layer.inputs[1])
+    assert weights is not None
     return int(layer.attrs["channels"]) // int(layer.attrs["group"]) * int(np.prod(weights.shape[2:]))

@@ -5,7 +5,13 @@
 
 The epilogue has one order: scale, gate, bias, slope_pre, residual, shift, slope, offset. A step takes the first slot of
 its kind that is still to come; a step with none stays a node of its own, and so does everything behind it. Each slot
-rounds exactly as the node it replaces, so nothing changes but the number of passes over memory.
+rounds exactly as the node it replaces, so nothing changes but the number of passes over memory. A gate is what is
+computed at run time, or a constant that differs from position to position (XNOR-Net++).
+
+    before   Cast(XnorConv(..., dtype = 1), to float16)
+    after    XnorConv(..., dtype = 10)
+
+A Cast to float16 is the last step of an epilogue, whose residual is then float16 itself.
 """
 
 from __future__ import annotations
@@ -15,9 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from binarize_onnx import opset
-from binarize_onnx.passes.base import Array, Pass, Skip, along_axis, constant_value, record, split_operands
+from binarize_onnx.passes.base import Array, Pass, Skip, along_axis, constant_value, producer, record, split_operands
 
 SLOTS = {slot: 2 + index for index, slot in enumerate(opset.EPILOGUE)}
 
@@ -33,6 +40,7 @@ ORDER = (
     ("offset", "Add"),
 )
 POSITION = {slot: index for index, (slot, _) in enumerate(ORDER)}
+ROUNDING = "float16"  # the rounding behind all of them
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,9 @@ class FuseEpilogue(Pass[Fusion]):
         """An XNOR layer whose float output one fusable step reads and nothing else."""
         if node.name not in self.context.binary or node.op not in ("XnorConv", "XnorMatMul"):
             return None
+        cast = self._cast(node)
+        if cast is not None:
+            return cast
         found = self._next_step(node.outputs[0])
         if found is None:
             return None
@@ -83,6 +94,22 @@ class FuseEpilogue(Pass[Fusion]):
                 return None
         return step, step.op, operand
 
+    def _cast(self, layer: gs.Node) -> Fusion | None:
+        """The Cast to float16 that alone reads the layer, if the residual can be float16 too."""
+        step = self.context.only_consumer(layer.outputs[0])
+        if step is None or step.domain or step.op != "Cast" or step.attrs["to"] != TensorProto.FLOAT16:
+            return None
+        residual = layer.inputs[SLOTS["residual"]]
+        values, widened = constant_value(residual), producer(residual)
+        if values is not None:  # neutral: constants are no residuals
+            half = self.context.constant("neutral.residual", values.astype(np.float16), role="residual")
+            return Fusion(layer, step, ROUNDING, half)
+        if widened is None or widened.op != "Cast" or widened.domain:
+            return None
+        narrow = widened.inputs[0]
+        is_half = self.context.types.get(narrow.name) == TensorProto.FLOAT16
+        return Fusion(layer, step, ROUNDING, narrow) if is_half else None
+
     def _select(self, y: gs.Tensor) -> tuple[gs.Node, str, gs.Tensor] | None:
         """Where(y > 0, y, y * slope): PRelu as the ideal graph spells it where a slope is negative."""
         readers = {node.op: node for node in y.outputs}
@@ -98,8 +125,12 @@ class FuseEpilogue(Pass[Fusion]):
 
     def rewrite(self, site: Fusion) -> None:
         """Fill the slot; the layer now writes what the step wrote."""
-        site.layer.inputs[SLOTS[site.slot]] = site.value
-        self._last[site.layer.name] = POSITION[site.slot]
+        if site.slot == ROUNDING:
+            site.layer.inputs[SLOTS["residual"]], site.layer.attrs["dtype"] = site.value, int(TensorProto.FLOAT16)
+            self._last[site.layer.name] = len(ORDER)
+        else:
+            site.layer.inputs[SLOTS[site.slot]] = site.value
+            self._last[site.layer.name] = POSITION[site.slot]
         result = site.step.outputs[0]
         for reader in list(site.layer.outputs[0].outputs):
             reader.outputs.clear()
@@ -116,12 +147,15 @@ class FuseEpilogue(Pass[Fusion]):
         values = constant_value(operand)
         if slot == "residual":
             return operand if values is None and self.context.shape(operand) == shape else None
-        if slot == "gate" and values is None:
-            return operand if _broadcasts(self.context.shape(operand), shape) else None
         if values is None:
-            return None
+            gates = slot == "gate" and _broadcasts(self.context.shape(operand), shape)
+            return operand if gates else None
         vector = _vector(values, axis, rank)
-        if vector is None or vector.size not in (1, shape[axis]):
+        if slot == "gate":  # a constant for each channel has its place in front, in the scale
+            known = self.context.known.get(layer.outputs[0].name, ())
+            varies = vector is None and values.dtype == np.float32 and _broadcasts(values.shape, known)
+            return operand if varies else None
+        if vector is None or vector.size not in (1, self.context.known_dim(layer.outputs[0], axis)):
             return None
         if slot == "scale":
             scale = constant_value(layer.inputs[SLOTS["scale"]])
@@ -139,7 +173,7 @@ def _vector(values: Array, axis: int, rank: int) -> Array | None:
     return vector if vector is not None and vector.dtype == np.float32 else None
 
 
-def _broadcasts(shape: Sequence[int] | None, to: Sequence[int]) -> bool:
+def _broadcasts(shape: Sequence[int] | None, to: Sequence[int | None]) -> bool:
     """Whether a tensor of this shape broadcasts to `to` without adding to it."""
     if shape is None or len(shape) > len(to):
         return False

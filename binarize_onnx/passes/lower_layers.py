@@ -6,6 +6,9 @@
     before   MatMul(b, W)
     after    XnorMatMul(PackSign(b, 0), pack(W), mask, neutral epilogue) -> Y, ""
 
+    before   MatMul(a, b)                    a and b binary, both computed at run time
+    after    XnorMatMul(PackSign(a, last axis), PackSign(b, last axis but one), neutral epilogue) -> Y, ""
+
     before   Conv(Level(v, thresholds), W)
     after    XnorConv(PackSign(v, thresholds, encode), pack(W), ..., combine) -> Y, ""
 
@@ -22,16 +25,17 @@ import onnx_graphsurgeon as gs
 
 from binarize_onnx import bits, opset
 from binarize_onnx.passes.base import Array, Context, Pass, Skip, align, constant_value, producer
-from binarize_onnx.passes.ideal import low_value
+from binarize_onnx.passes.ideal import dot_length, low_value, unfit_product
 from binarize_onnx.passes.signs import Level, match_level, pad_value
 
 
 @dataclass(frozen=True)
 class Site:
-    """A binary layer and the tensor of bits that it reads."""
+    """A binary layer and the tensor of bits that it reads; `weights` is None where it multiplies two of them."""
 
     node: gs.Node
     data: gs.Tensor
+    weights: Array | None
     pads: list[int]
     pad_value: int
     level: Level | None
@@ -44,37 +48,50 @@ class LowerLayers(Pass[Site]):
         """A recognised layer that is not lowered yet."""
         if node.name not in self.context.binary or node.op not in ("Conv", "MatMul"):
             return None
-        data = node.inputs[0]
+        data, weights = node.inputs[0], constant_value(node.inputs[1])
         if node.op == "MatMul":
-            return Site(node, data, [], 0, match_level(data))
+            unfit = unfit_product(node, self.context) if weights is None else None
+            if unfit is not None:
+                self.context.binary.discard(node.name)
+                return Skip(node, unfit)
+            return Site(node, data, weights, [], 0, match_level(data))
         pads, value = list(node.attrs["pads"]), 0
         pad = producer(data)
         if pad is not None and pad.op == "Pad" and not any(pads):
             amounts, filled = constant_value(pad.inputs[1]), pad_value(pad)
             if amounts is not None and filled is not None and amounts.size == 8 and not np.any(amounts[[0, 1, 4, 5]]):
                 data, pads, value = pad.inputs[0], [int(a) for a in amounts[[2, 3, 6, 7]]], filled
-        return Site(node, data, pads, value, match_level(data))
+        return Site(node, data, weights, pads, value, match_level(data))
 
     def rewrite(self, site: Site) -> None:
         """Pack the weights and insert the op with an epilogue that does nothing."""
-        node, context = site.node, self.context
-        weights = constant_value(node.inputs[1])
-        assert weights is not None
+        node, context, weights = site.node, self.context, site.weights
         convolution = node.op == "Conv"
-        k_axis = 1 if convolution else 0
-        outputs = weights.shape[0] if convolution else weights.shape[1]
-        name = node.inputs[1].name.removesuffix(".signs")
-        packed = context.constant(f"{name}.bits", bits.pack(weights > 0, k_axis))
         rank = 4 if convolution else _rank(site.data, context)
         planes = plane_encoding(site.level)
         data = pack_input(site, context, rank, axis=1 if convolution else rank - 1)
-        epilogue = neutral_epilogue(context, convolution, outputs, int(packed.shape[k_axis]))
-        if np.any(weights == 0):
-            epilogue["mask"] = context.constant(f"{name}.mask", bits.pack(weights != 0, k_axis))
+        k = dot_length(node, context)
+        assert k is not None
+        mask: gs.Tensor | None = None
+        name = node.inputs[1].name.removesuffix(".signs")
+        if weights is None:
+            axis = _rank(node.inputs[1], context) - 2
+            packed: gs.Tensor = pack_binary(node.inputs[1], context, axis + 2, axis)
+            outputs, words = context.known_dim(node.inputs[1], -1), bits.word_count(k)
+            assert outputs is not None
+        else:
+            k_axis = 1 if convolution else 0
+            packed = context.constant(f"{name}.bits", bits.pack(weights > 0, k_axis))
+            outputs, words = int(weights.shape[1 - k_axis]), int(packed.shape[k_axis])
+            if np.any(weights == 0):
+                mask = context.constant(f"{name}.mask", bits.pack(weights != 0, k_axis))
+        epilogue = neutral_epilogue(context, convolution, outputs, words)
+        if mask is not None:
+            epilogue["mask"] = mask
         if planes is not None:
             epilogue["combine"] = context.constant(f"{name}.combine", planes[1])
         x_low = low_value(site.data)
-        if convolution:
+        if weights is not None and convolution:
             attrs = {
                 "channels": int(weights.shape[1]) * int(node.attrs["group"]),
                 "group": int(node.attrs["group"]),
@@ -86,7 +103,7 @@ class LowerLayers(Pass[Site]):
                 "dtype": 1,
             }
         else:
-            attrs = {"k": int(weights.shape[0]), "x_low": x_low, "dtype": 1}
+            attrs = {"k": k, "x_low": x_low, "dtype": 1}
         output = node.outputs[0]
         node.outputs.clear()
         context.insert(
@@ -133,13 +150,16 @@ def plane_encoding(level: Level | None) -> tuple[Array, Array] | None:
 def pack_input(site: Site, context: Context, rank: int, axis: int) -> gs.Tensor:
     """The packed form of what a layer reads: its levels, or its bits against the middle of their two values."""
     planes = plane_encoding(site.level)
-    if site.level is not None and planes is not None:
-        source, encode = site.level.x, planes[0]
-        thresholds = np.sort(site.level.threshold, axis=0)
-    else:
-        source, encode = site.data, np.ones((1, 1), np.float32)
-        thresholds = np.full((1,), (low_value(site.data) + 1) / 2, np.float32)
-    return insert_pack(context, source, with_plane_axis(thresholds, rank, axis), encode, None, axis, site.data.name)
+    if site.level is None or planes is None:
+        return pack_binary(site.data, context, rank, axis)
+    thresholds = with_plane_axis(np.sort(site.level.threshold, axis=0), rank, axis)
+    return insert_pack(context, site.level.x, thresholds, planes[0], None, axis, site.data.name)
+
+
+def pack_binary(tensor: gs.Tensor, context: Context, rank: int, axis: int) -> gs.Tensor:
+    """The packed form of a binary tensor: its elements against the middle of their two values."""
+    middle = with_plane_axis(np.full((1,), (low_value(tensor) + 1) / 2, np.float32), rank, axis)
+    return insert_pack(context, tensor, middle, np.ones((1, 1), np.float32), None, axis, tensor.name)
 
 
 def with_plane_axis(values: Array, rank: int, axis: int) -> Array:

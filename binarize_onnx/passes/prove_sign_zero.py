@@ -47,12 +47,13 @@ def zero_cannot_occur(sign: gs.Tensor, context: Context) -> bool:
 
 def _chain_avoids_zero(layer: gs.Node, bound: int, steps: list[tuple[str, Array]]) -> bool:
     weights = constant_value(layer.inputs[1])
-    assert weights is not None
+    if weights is None or layer.op == "ConvTranspose":  # how many products an output has depends on its position
+        return False
     convolution = layer.op == "Conv"
     outputs = weights.shape[0] if convolution else weights.shape[1]
     vectors = []
     for op, values in steps:
-        vector = along_axis(values, 1 if convolution else 0, 4 if convolution else 1)
+        vector = along_axis(values, 1 if convolution else 0, weights.ndim if convolution else 1)
         if vector is None and not convolution:
             vector = along_axis(values, values.ndim - 1, values.ndim)
         if vector is None or vector.dtype != np.float32 or vector.size not in (1, outputs):
