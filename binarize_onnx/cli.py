@@ -195,6 +195,14 @@ def choosing(command: Command) -> Command:
             help="Leave layers float whose whole name matches. May be repeated.",
         ),
         click.option(
+            "--match",
+            type=click.Choice(["strict", "moderate"]),
+            default="strict",
+            show_default=True,
+            help="moderate: also take weights for binary whose magnitudes are up to 0.5 % apart, and take off "
+            "straight-through residues of any size; the report notes each.",
+        ),
+        click.option(
             "--sign-zero",
             type=click.Choice(["plus", "keep"]),
             default="plus",

@@ -17,7 +17,7 @@ KnownShapes = Mapping[str, tuple[int | None, ...]]
 
 
 def macs(node: gs.Node, known: KnownShapes) -> int | None:
-    """MACs of a Conv, ConvTranspose, Gemm or MatMul for one sample; None if a size is only known at run time.
+    """MACs of a convolution or matrix product for one sample; None if a size is only known at run time.
 
     An open first dimension is the batch and counts as 1.
     """
@@ -34,9 +34,9 @@ def operations(binary_macs: int, float_macs: int) -> float:
 
 def _terms(node: gs.Node, known: KnownShapes) -> int | None:
     """Terms summed for one output element (for ConvTranspose: products made from one input element)."""
-    weights = node.inputs[1]
+    weights = node.inputs[3 if node.op.startswith("QLinear") else 1]
     shape = tuple(weights.shape) if isinstance(weights, gs.Constant) else known.get(weights.name)
-    if node.op in ("Conv", "ConvTranspose"):
+    if node.op in ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv"):
         return None if shape is None or None in shape[1:] else prod(d for d in shape[1:] if d is not None)
     if not shape:
         return None

@@ -14,7 +14,7 @@ from typing import Literal
 import onnx
 import onnx_graphsurgeon as gs
 
-from binarize_onnx import checks, cost, foreign, io, opset, shapes, stacked
+from binarize_onnx import checks, cost, foreign, fused, io, opset, shapes, stacked
 from binarize_onnx.errors import ModelError, NothingMatched, UsageError
 from binarize_onnx.passes.base import Context, subgraph_nodes, tidy
 from binarize_onnx.passes.flatten_on_bits import FlattenOnBits
@@ -156,15 +156,17 @@ def inspect(model: io.ModelLike, config: Config | None = None) -> Report:
 
 
 def translate(model: onnx.ModelProto, config: Config) -> tuple[onnx.ModelProto, list[str]]:
-    """The model as the passes start from it: prepared, inputs fixed, foreign operators in standard ones.
+    """The model as the passes start from it: prepared, inputs fixed, foreign and fused operators in standard ones.
 
     Returns the model, which shares nothing with the given one, and notes on foreign nodes that stay as they are.
 
     Raises:
-        ModelError: the model cannot be prepared.
+        ModelError: the model cannot be prepared, or only one processor could run it.
         UsageError: `config.input_shapes` does not fit it.
     """
+    fused.require_portable(model)
     prepared = io.prepare(model)
+    fused.take_apart(prepared)
     shapes.fix_inputs(prepared, config.input_shapes)
     notes = foreign.translate(prepared, config.map_ops)
     return prepared, notes

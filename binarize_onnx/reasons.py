@@ -124,18 +124,18 @@ class Code(str, Enum):
     )
     UNSUPPORTED_OP = (
         "unsupported-op",
-        "There is no XNOR form of this operator yet.",
-        "Replace a transposed convolution by a resize or a pixel shuffle and a convolution.",
+        "There is no XNOR form of this operator: it multiplies integers.",
+        "Nothing needs to change; a layer that shall be binary is left out when the model is quantized to integers.",
     )
     UNSUPPORTED_RANK = (
         "unsupported-rank",
         "Its weights or its input have a rank without an XNOR form.",
-        "Write 1-D convolutions as 2-D ones of height 1, and matrix products with one matrix of weights.",
+        "Convolutions of one and two dimensions are lowered, and matrix products with one matrix of weights.",
     )
     UNSUPPORTED_ATTRIBUTE = (
         "unsupported-attribute",
-        "An attribute of the layer has a legal value without an XNOR form (negative pads, transA).",
-        "Move the cropping or the transposition in front of the sign.",
+        "An attribute of the layer has a legal value without an XNOR form (negative pads, transA, output_shape).",
+        "Move the cropping or the transposition in front of the sign; give pads as numbers.",
     )
     INVALID_ATTRIBUTE = (
         "invalid-attribute",

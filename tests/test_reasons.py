@@ -98,8 +98,33 @@ def old_opset() -> onnx.ModelProto:
     return network([node("Conv", "x w", "y", "layer")], IMAGE, {"y": 4}, W, opset=8)
 
 
-def half_floats() -> onnx.ModelProto:
-    return conv(W["w"].astype(np.float16))
+def integers() -> onnx.ModelProto:
+    nodes = [node("Cast", "x", "i", to=TensorProto.UINT8), node("MatMulInteger", "i m", "j", "layer")]
+    nodes.append(node("Cast", "j", "y", to=TensorProto.FLOAT))
+    return network(nodes, ROWS, {"y": 2}, {"m": signs(16, 16).astype(np.int8)})
+
+
+def three_values() -> onnx.ModelProto:
+    """-2, 0 or 2, and 0 wide: the sum of two signs at different thresholds, plus 1."""
+    before = [*sign("x", "a"), node("GreaterOrEqual", "x one", "ge"), node("Where", "ge one zero", "b")]
+    model = conv(before=[*before, node("Add", "a b", "s")])
+    return with_constants(model, one=np.float32(1), zero=np.float32(0))
+
+
+def per_channel_scale() -> onnx.ModelProto:
+    scale = np.arange(1, 9, dtype=np.float32).reshape(8, 1, 1)
+    return with_constants(conv(before=[*sign("x", "a"), node("Mul", "a scale", "s")]), scale=scale)
+
+
+def identity_estimator() -> onnx.ModelProto:
+    return conv(before=[*sign("x", "a"), node("Sub", "a x", "d"), node("Add", "x d", "s")])
+
+
+def with_constants(model: onnx.ModelProto, **constants: Any) -> onnx.ModelProto:
+    present = {t.name for t in model.graph.initializer}
+    added = {name: values for name, values in constants.items() if name not in present}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in added.items())
+    return model
 
 
 KEEP = Config(sign_zero="keep")
@@ -109,6 +134,14 @@ EXAMPLES: list[tuple[Code, Callable[[], onnx.ModelProto], Config]] = [
     (Code.FLOAT_LAYER, lambda: conv(REAL, before=[node("Relu", "x", "s")]), Config()),
     (Code.FLOAT_WEIGHTS, lambda: conv(REAL), Config()),
     (Code.INPUT_NOT_SIGN, lambda: conv(before=[node("Relu", "x", "s")]), Config()),
+    (
+        Code.WEIGHT_SPREAD,
+        lambda: conv(W["w"] * np.linspace(1, 1.001, W["w"].size, dtype=np.float32).reshape(W["w"].shape)),
+        Config(),
+    ),
+    (Code.ACTIVATION_VALUES, three_values, Config()),
+    (Code.INPUT_SCALE, per_channel_scale, Config()),
+    (Code.UNBOUNDED_RESIDUE, identity_estimator, Config()),
     (Code.SIGN_ZERO, lambda: conv(before=[node("Sign", "x", "s")]), KEEP),
     (Code.MIXED_SIGNS, mixed, Config()),
     (Code.PAD_VALUE, padded, Config()),
@@ -116,11 +149,11 @@ EXAMPLES: list[tuple[Code, Callable[[], onnx.ModelProto], Config]] = [
     (Code.WEIGHTS_NOT_CONSTANT, lambda: weights_as_input("m"), Config()),
     (Code.WEIGHTS_ON_LEFT, lambda: matmul("m s", [16, 16], {"m": signs(16, 16)}), Config()),
     (Code.WEIGHTS_NOT_FINITE, lambda: conv(W["w"] * np.float32(np.inf)), Config()),
-    (Code.NOT_FLOAT32, half_floats, Config()),
+    (Code.NOT_FLOAT32, lambda: conv(W["w"].astype(np.float64)), Config()),
     (Code.BIAS_NOT_CONSTANT, lambda: weights_as_input("b"), Config()),
     (Code.BIAS_PER_ROW, lambda: gemm("s m b", {"b": np.ones((2, 16), np.float32)}), Config()),
     (Code.DEPTHWISE, lambda: conv(signs(8, 1, 1, 1), group=8), Config()),
-    (Code.UNSUPPORTED_OP, lambda: network([node("ConvTranspose", "x w", "y", "layer")], IMAGE, {"y": 4}, W), Config()),
+    (Code.UNSUPPORTED_OP, integers, Config()),
     (Code.UNSUPPORTED_RANK, lambda: matmul("s m", ["N", 16], {"m": signs(16)}), Config()),
     (Code.UNSUPPORTED_ATTRIBUTE, lambda: conv(pads=[-1, 0, 0, 0]), Config()),
     (Code.INVALID_ATTRIBUTE, lambda: conv(strides=[0, 1]), Config()),

@@ -17,8 +17,19 @@ EXACT_LENGTH = 1 << 24  # float32 holds every integer up to here
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
-def unsupported(node: gs.Node, weights: Array, levels: int, pads: list[int], context: Context) -> Reason | None:
-    """Why a binary layer with constant weights cannot be lowered; None if it can."""
+def unsupported(
+    node: gs.Node, weights: Array, levels: int, scale: float, pads: list[int], context: Context
+) -> Reason | None:
+    """Why a binary layer with constant weights cannot be lowered; None if it can.
+
+    Args:
+        node: the layer.
+        weights: as the source has them.
+        levels: the largest value of its input, in units of `scale`.
+        scale: what a set bit of its input stands for.
+        pads: of a convolution.
+        context: what is known of shapes.
+    """
     bias = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
     if bias is not None and layer_bias(node) is None:
         return Reason(Code.BIAS_NOT_CONSTANT, f"its bias `{bias.name}` is computed at run time")
@@ -34,9 +45,13 @@ def unsupported(node: gs.Node, weights: Array, levels: int, pads: list[int], con
     if mismatch is not None:
         return Reason(Code.INVALID_ATTRIBUTE, mismatch)
     with np.errstate(over="ignore"):
-        largest = np.abs(weights).max().astype(np.float32) * np.float32(length * levels)
-    if not np.isfinite(largest):
-        return Reason(Code.WEIGHTS_NOT_FINITE, "its weights are so large that its dot products overflow float32")
+        factor = np.abs(weights).max().astype(np.float32) * np.float32(scale)
+        largest = factor * np.float32(length * levels)
+    if not np.isfinite(largest) or (factor == 0 and np.any(weights)):
+        return Reason(
+            Code.WEIGHTS_NOT_FINITE,
+            "its weights are so large, or so small, that float32 does not hold its dot products",
+        )
     return too_long(length * levels)
 
 

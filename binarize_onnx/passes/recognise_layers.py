@@ -38,7 +38,8 @@ from binarize_onnx.passes.weights import Weights, known_values, layer_bias, outp
 from binarize_onnx.reasons import Code, Reason
 from binarize_onnx.report import SignSite
 
-LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+INTEGER_OPS = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")
+LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", *INTEGER_OPS)
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ class RecogniseLayers(Pass[BinaryLayer]):
         if node.op not in LAYER_OPS or node.domain or node.name in self._seen:
             return None
         self._seen.add(node.name)
+        if node.op in INTEGER_OPS:
+            return Skip(node, Reason(Code.UNSUPPORTED_OP, "it multiplies integers, and stays as it is"))
         found = self.wanted.refuses(node) or self._match(node)
         return Skip(node, found) if isinstance(found, Reason) else found
 
@@ -155,7 +158,7 @@ class RecogniseLayers(Pass[BinaryLayer]):
             if isinstance(found, Reason):
                 return found
             pads = found
-        wrong = unsupported(node, values, traced.levels, pads, self.context)
+        wrong = unsupported(node, values, traced.levels, traced.scale, pads, self.context)
         return wrong or BinaryLayer(node, data, pads, [traced], weights, gates)
 
     def _match_two_activations(self, node: gs.Node) -> BinaryLayer | Reason:
