@@ -128,8 +128,10 @@ class Staircases:
             return _rounding([inner, node], inner.inputs[0], half)
         return None
 
-    def _residue_size(self, residue: gs.Tensor, x: gs.Tensor | None) -> float | None:
+    def _residue_size(self, residue: gs.Tensor | None, x: gs.Tensor | None) -> float | None:
         """How large R gets, if that is small enough to be taken off."""
+        if residue is None:
+            return 0.0
         low, high = bounds(residue)
         size = max(-low, high)
         if not size <= RESIDUE_BOUND and x is not None:
@@ -137,8 +139,11 @@ class Staircases:
         return size if size <= RESIDUE_BOUND or self._any_residue else None
 
 
-def _residues(node: gs.Node) -> Iterator[tuple[gs.Tensor, gs.Tensor]]:
-    """Every `(S, R)` for which the node is `(S - R) + R`, `(S + R) - R` or `S + (R - R)`, in any order of summands."""
+def _residues(node: gs.Node) -> Iterator[tuple[gs.Tensor, gs.Tensor | None]]:
+    """Every `(S, R)` for which the node is `(S - R) + R` or `(S + R) - R`, in any order of summands.
+
+    R is None for `S + (R - R)`, which rounds nothing.
+    """
     if node.op not in ("Add", "Sub") or len(node.inputs) != 2:
         return
     left, right = node.inputs
@@ -149,7 +154,7 @@ def _residues(node: gs.Node) -> Iterator[tuple[gs.Tensor, gs.Tensor]]:
         a, b = inner.inputs
         if node.op == "Add" and inner.op == "Sub":
             if _same(a, b):
-                yield other, a
+                yield other, None
             elif _same(b, other):
                 yield a, b
         elif node.op == "Sub" and inner.op == "Add":
