@@ -18,6 +18,8 @@ from test_property import assert_same_bits, run
 from binarize_onnx import io, opset, shapes
 from binarize_onnx.passes.base import Context, tidy
 from binarize_onnx.pipeline import lower
+from binarize_onnx.verify.exact import ExactCheck
+from binarize_onnx.verify.session import Runner
 
 Array = npt.NDArray[Any]
 LAYERS = ("Conv", "ConvTranspose", "MatMul")
@@ -92,6 +94,10 @@ class Ideal(Builder):
         packed, codes = lowered(model)
         assert_same_bits(run(packed, feeds, library=False), wanted)
         assert_same_bits(run(packed, feeds, library=True), wanted)
+        if self.chance(0.3):
+            inside = ExactCheck(model, packed)
+            inside.compare(feeds, Runner(packed, inside.read_from_candidate).run(feeds))
+            assert inside.found.equal, inside.found
         ops = [node.op_type for node in packed.graph.node]
         assert not {*LAYERS, *lacks} - {*floats} & set(ops), ops
         assert {*has, *floats} <= set(ops), ops

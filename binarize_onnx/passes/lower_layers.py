@@ -169,7 +169,7 @@ def pack_input(site: Site, context: Context, rank: int, axis: int) -> gs.Tensor:
     if site.level is None or planes is None:
         return pack_binary(site.data, context, rank, axis)
     thresholds = with_plane_axis(np.sort(site.level.threshold, axis=0), rank, axis)
-    return insert_pack(context, site.level.x, thresholds, planes[0], None, axis, site.data.name)
+    return insert_pack(context, site.level.x, thresholds, planes[0], None, axis, f"{site.data.name}.levels")
 
 
 def pack_binary(tensor: gs.Tensor, context: Context, rank: int, axis: int) -> gs.Tensor:
