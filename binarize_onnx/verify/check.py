@@ -65,7 +65,7 @@ def verify(
     """
     ref, cand = io.read(reference), io.read(candidate)
     _require_same_interface(ref.model, cand.model)
-    config, notes = _recorded_options(ref, cand)
+    config, notes = recorded_options(ref, cand)
     changed = opset.functions_changed(cand.model)
     if changed:
         words = f"the candidate's definition of {', '.join(changed)} is not this version's"
@@ -148,7 +148,7 @@ def verify_files(
     return found
 
 
-def _recorded_options(ref: io.Source, cand: io.Source) -> tuple[Config | None, list[str]]:
+def recorded_options(ref: io.Source, cand: io.Source) -> tuple[Config | None, list[str]]:
     """The options that the candidate was made from the reference with; None, and why, if it was not."""
     recorded = {entry.key: entry.value for entry in cand.model.metadata_props}
     source, options = recorded.get("binarize_onnx.source_sha256"), recorded.get("binarize_onnx.options")

@@ -19,6 +19,7 @@ source's tensor divided by k, and the sign is compared with that (`_stand_ins`).
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -39,6 +40,7 @@ ROUNDINGS = 4  # each at the full size of the sum of |terms|
 SINGLE, HALF = "tensor(float)", "tensor(float16)"
 ROUNDING = {SINGLE: 2.0**-24, HALF: 2.0**-11}  # relative
 SMALLEST = {SINGLE: 0.0, HALF: 2.0**-25}  # absolute: half of float16's smallest step, which ordinary numbers reach
+HALF_SUMS = platform.machine() in ("aarch64", "arm64")  # elsewhere onnxruntime sums float16 in float32
 SHOWN_FLIPS = 10  # for each sign
 
 # Steps that only move or choose values: the sign behind them is the same on both sides.
@@ -144,10 +146,11 @@ class TeacherForcing:
         """The coarsest type in which the source computes the piece behind a tensor."""
         return HALF if any(self._types.get(tensor) == HALF for tensor in self._behind[name][0]) else SINGLE
 
-    def _bound(self, name: str, terms: Array, roundings: int) -> Array:
-        """How far `roundings` and the spread can move each element of a tensor."""
+    def _bound(self, name: str, terms: Array, roundings: int, single: int = 0) -> Array:
+        """How far so many roundings, `single` ones in float32, and the spread can move each element of a tensor."""
         kind = self._type(name)
-        bound: Array = (roundings * ROUNDING[kind] + self._spread(name)) * terms + roundings * SMALLEST[kind]
+        relative = roundings * ROUNDING[kind] + single * ROUNDING[SINGLE] + self._spread(name)
+        bound: Array = relative * terms + roundings * SMALLEST[kind]
         return bound
 
     def _compare_sign(
@@ -190,11 +193,14 @@ class TeacherForcing:
             return
         if not expected.size:
             return
-        most = max(ROUNDINGS, *(pieces.roundings(row.name) for pieces in (self._pieces, self._source_pieces)))
+        steps, sums = max((p.roundings(row.name) for p in (self._pieces, self._source_pieces)), key=sum)
+        if self._type(row.name) == SINGLE or HALF_SUMS:
+            steps, sums = steps + sums, 0
+        most = max(ROUNDINGS, steps), sums
         error, bound = difference(computed, expected), self._bound(row.name, terms, ROUNDINGS)
         row.differing += int(np.count_nonzero(error))
         row.outside += _count_above(error, bound)
-        row.beyond += _count_above(error, self._bound(row.name, terms, most))
+        row.beyond += _count_above(error, self._bound(row.name, terms, *most))
         at = np.unravel_index(int(np.argmax(error)), error.shape)
         if error[at] > row.max_diff or row.bound == 0:
             row.max_diff, row.bound = float(error[at]), float(bound[at])

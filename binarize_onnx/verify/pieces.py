@@ -120,15 +120,19 @@ class Pieces:
         node = self.nodes.get(name)
         return node is not None and (is_layer(node) or self._is_step(node))
 
-    def roundings(self, name: str) -> int:
-        """How many roundings, at most, lie between the fed tensors and this one: on both sides, if both round."""
+    def roundings(self, name: str) -> tuple[int, int]:
+        """How many roundings, at most, lie between the fed tensors and this one: in the steps, and in the layer's sum.
+
+        On both sides, if both round.
+        """
         node = self.nodes.get(name)
         if node is None or not self.has_terms(name):
-            return 0
+            return 0, 0
         if is_layer(node):
-            return self._dot_length(node)
+            return 1, self._dot_length(node)
         own = [i for i in node.input if i not in self.fed or not self._feeds(i, node)]
-        return _STEP_ROUNDINGS.get(node.op_type, 2) + max((self.roundings(i) for i in own), default=0)
+        behind = max((self.roundings(i) for i in own), default=(0, 0), key=sum)
+        return _STEP_ROUNDINGS.get(node.op_type, 2) + behind[0], behind[1]
 
     def _dot_length(self, layer: NodeProto) -> int:
         """Terms of one output of a layer; 0 if the sizes of its weights are not known."""
