@@ -207,7 +207,8 @@ def main() -> None:
     A converted file runs in any onnxruntime from 1.20 on, and fast in a session of binarize_onnx.InferenceSession.
 
     Data goes to stdout and everything else to stderr. Exit codes: 0 well; 1 a check failed; 2 wrong usage; 3 a model
-    or data that cannot be read, written or used; 4 nothing to convert; 5 onnxruntime or the library is missing.
+    or data that cannot be read, written or used; 4 nothing to convert or to
+    reduce; 5 onnxruntime or the library is missing.
     """
 
 

@@ -23,7 +23,7 @@ from binarize_onnx.reduce.search import smallest
 from binarize_onnx.report import printable
 from binarize_onnx.verify.arrays import Array, Arrays
 from binarize_onnx.verify.check import recorded_options
-from binarize_onnx.verify.data import batches, load_data, require_fitting, split_labels
+from binarize_onnx.verify.data import RANDOM_SAMPLES, batches, load_data, random_inputs, require_fitting, split_labels
 from binarize_onnx.verify.generate import exercising_inputs
 from binarize_onnx.verify.graphs import is_layer
 
@@ -169,7 +169,7 @@ def reduce(
             notes.append("the names matter to the failure, or the options choose layers by name: they were kept")
     final = look(model, feed) or failure
     if feed is not None and final.kind not in ("exception", "not loaded") and _fails_without(model, config, final):
-        notes.append("it fails on the random inputs of verify too")
+        notes.append("it fails on standard normal numbers too")
     return Reduction(
         model=model,
         inputs=feed,
@@ -281,8 +281,8 @@ def _whole_way(whole: Whole, layer: str, fails: Callable[[Collection[int]], bool
 
 
 def _fails_without(model: onnx.ModelProto, config: Config, failure: Failure) -> bool:
-    """Whether the failure shows on the random inputs of verify as well."""
+    """Whether the failure shows on standard normal numbers as well."""
     try:
-        return failure.is_like(failures.of_conversion(config)(model, _random(model, config)))
+        return failure.is_like(failures.of_conversion(config)(model, random_inputs(model, RANDOM_SAMPLES, {})))
     except BinarizeError:
         return False

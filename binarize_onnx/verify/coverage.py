@@ -16,7 +16,16 @@ import onnx
 from onnx import NodeProto
 
 from binarize_onnx.verify.arrays import Array
-from binarize_onnx.verify.graphs import constants, is_layer, is_sign, is_standard, layer_weights, reads, writers
+from binarize_onnx.verify.graphs import (
+    are_binary,
+    constants,
+    is_layer,
+    is_sign,
+    is_standard,
+    layer_weights,
+    reads,
+    writers,
+)
 from binarize_onnx.verify.results import SignCoverage
 
 Bool = npt.NDArray[np.bool_]
@@ -69,7 +78,7 @@ class Coverage:
                 continue
             low, high = self._low[name], self._high[name]
             never = np.flatnonzero(~(low & high))
-            constant = self.proved(name, low.size)
+            constant = self.proved(name, low.size) if never.size else np.zeros(low.size, np.bool_)
             found.append(
                 SignCoverage(
                     name,
@@ -132,7 +141,7 @@ class Coverage:
     def _dot_range(self, layer: NodeProto | None) -> tuple[Array, Array] | None:
         """The range of a binary layer's dot products, [channels, 1, ...]; None if it is no binary layer."""
         weights = None if layer is None else layer_weights(layer, self._constants)
-        if layer is None or weights is None or not np.all(np.isin(weights, (-1, 0, 1))) or len(layer.input) > 2:
+        if layer is None or weights is None or not are_binary(weights) or len(layer.input) > 2:
             return None
         data = layer.input[0]
         while data in self._nodes and self._nodes[data].op_type in _RESHAPERS | {"MaxPool"}:

@@ -65,6 +65,11 @@ def layer_weights(node: NodeProto, constant: Mapping[str, npt.NDArray[Any]]) -> 
     return np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1)
 
 
+def are_binary(weights: npt.NDArray[Any]) -> bool:
+    """Whether weights are nothing but ±1 and 0."""
+    return bool(np.all((np.abs(weights) == 1) | (weights == 0)))
+
+
 def is_layer(node: NodeProto) -> bool:
     """Whether the node is a convolution or a matrix product of ONNX."""
     return is_standard(node) and node.op_type in LAYERS

@@ -29,7 +29,7 @@ from onnx import NodeProto
 from binarize_onnx.verify.arrays import Array, Arrays, difference
 from binarize_onnx.verify.coverage import Coverage
 from binarize_onnx.verify.folding import folded
-from binarize_onnx.verify.graphs import constants, is_layer, is_sign, layer_weights, pruned, writers
+from binarize_onnx.verify.graphs import are_binary, constants, is_layer, is_sign, layer_weights, pruned, writers
 from binarize_onnx.verify.pieces import Pieces
 from binarize_onnx.verify.results import Flip, SignRow, TensorRow
 from binarize_onnx.verify.session import Runner
@@ -270,7 +270,7 @@ def _spread_of(
 
 def _is_binary(weights: Array | None) -> bool:
     """Whether weights are ±1 and 0; what is computed at run time may be."""
-    return weights is None or bool(np.all(np.isin(weights, (-1, 0, 1))))
+    return weights is None or are_binary(weights)
 
 
 def _count_above(error: Array, bound: Array) -> int:
