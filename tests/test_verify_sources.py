@@ -174,29 +174,31 @@ def test_spread_and_noise() -> None:
 # --- Signs with a scale that the ideal graph has without --------------------------------------------------------------
 
 
-def scaled(threshold: float) -> tuple[onnx.ModelProto, onnx.ModelProto, dict[str, Array]]:
-    """XNOR-Net's scale, one a sample, on the sign: the ideal graph has it behind the layer."""
+def scaled(threshold: float, factor: float = 1) -> tuple[onnx.ModelProto, onnx.ModelProto, dict[str, Array]]:
+    """XNOR-Net's scale, one a sample, times a factor, on the sign: the ideal graph has them behind the layer."""
     feed = {"x": floats(3, 8, 6, 6)}
     feed["x"][0, 0, 0, 0] = 0
     weights = plus_minus(4, 8, 3, 3)
-    scale = [node("Abs", "x", "a"), node("ReduceMean", "a", "k", axes=[1, 2, 3])]
+    between, size = ("MaxPool", {"kernel_shape": [2, 2]}) if factor > 0 else ("Identity", {})
+    scale = [node("Abs", "x", "a"), node("ReduceMean", "a", "m", axes=[1, 2, 3]), node("Mul", "m factor", "k")]
     source = model(
         [
             *scale,
             node("Sign", "x", "s"),
             node("Mul", "k s", "b"),
-            node("MaxPool", "b", "p", kernel_shape=[2, 2]),
+            node(between, "b", "p", **size),
             node("Conv", "p w", "y"),
         ],
         feed,
         "y",
         w=weights,
+        factor=np.float32(factor),
     )
     ideal = model(
         [
             *scale,
             binary_sign("x", "t", "no", "sign"),
-            node("MaxPool", "sign", "q", kernel_shape=[2, 2]),
+            node(between, "sign", "q", **size),
             node("Conv", "q w", "acc"),
             node("Mul", "acc k", "y"),
         ],
@@ -205,15 +207,17 @@ def scaled(threshold: float) -> tuple[onnx.ModelProto, onnx.ModelProto, dict[str
         w=weights,
         t=np.float32(threshold),
         no=NO_FLIP,
+        factor=np.float32(factor),
     )
     return source, ideal, feed
 
 
-def test_a_scaled_sign_is_compared_without_its_scale() -> None:
-    found = rows(*scaled(0))
+@pytest.mark.parametrize("factor", [1, -0.3])
+def test_a_scaled_sign_is_compared_without_its_scale(factor: float) -> None:
+    found = rows(*scaled(0, factor))
     assert (found["sign"].elements, found["sign"].zeros, found["sign"].differs) == (3 * 8 * 36, 1, False)
     assert found["y"].beyond == found["y"].outside == 0
-    wrong = rows(*scaled(0.25))
+    wrong = rows(*scaled(0.25, factor))
     assert wrong["sign"].flips_outside > 0
     assert wrong["y"].beyond == 0, "the layer is fed with the source's own signs"
 

@@ -121,6 +121,10 @@ class TeacherForcing:
         self._pieces.learn_shapes(known)
         self._source_pieces.learn_shapes(known)
         values = self._values.run(known) if self._values else {}
+        turned = [name for name in self._source_of if self._is_turned(name, values, known)]
+        if self._values and turned:  # a negative scale: the sign itself is what the source has the other way round
+            known |= {name: -known[name] for name in turned}
+            values = self._values.run(known)
         self.coverage.count({name: values[self._pieces.computed(name)] for name in self.coverage.signs})
         terms = self._terms.run(known)
         for row in self.rows:
@@ -132,6 +136,13 @@ class TeacherForcing:
             else:
                 sums = terms.get(row.name, np.abs(expected))
                 self._compare_tensor(row, computed, expected, sums.astype(np.float64))
+
+    def _is_turned(self, name: str, values: Arrays, known: Arrays) -> bool:
+        """Whether the source's tensor is mostly the opposite of the ±1 that it stands in for."""
+        computed, given = values[self._pieces.computed(name)], known[name]
+        if computed.shape != given.shape or _low_value(self._pieces.nodes[name]) != -1:
+            return False
+        return float(np.sum(computed * np.nan_to_num(given), dtype=np.float64)) < 0
 
     def _spread(self, name: str) -> float:
         """What signs and weights of the layers behind a tensor deviate in the source, as far as it is admitted."""
