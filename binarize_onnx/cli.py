@@ -226,12 +226,14 @@ def main() -> None:
       binarize-onnx verify  net.onnx net.bin.onnx     compare the two
       binarize-onnx bench   net.onnx net.bin.onnx     time the two, layer by layer
       binarize-onnx doctor  net.bin.onnx              whether it runs right and fast on this machine
+      binarize-onnx reduce  net.onnx small.onnx       the smallest part that fails, for a bug report
       binarize-onnx demo                              all of this on a small network in the package
 
     A converted file runs in any onnxruntime from 1.20 on, and fast in a session of binarize_onnx.InferenceSession.
 
     Data goes to stdout and everything else to stderr. Exit codes: 0 well; 1 a check failed; 2 wrong usage; 3 a model
-    or data that cannot be read, written or used; 4 nothing to convert; 5 onnxruntime or the library is missing.
+    or data that cannot be read, written or used; 4 nothing to convert or to
+    reduce; 5 onnxruntime or the library is missing.
     """
 
 
@@ -350,6 +352,13 @@ def convert(
 @click.option(
     "--samples", type=click.IntRange(min=1), help="Use the first N samples, or N random ones.  [default: all, or 8]"
 )
+@click.option(
+    "--max-seconds",
+    type=Finite(min=0),
+    default=10,
+    show_default=True,
+    help="Without --data: how long to look for samples that show both values of every sign.",
+)
 @click.option("--max-diff", type=Finite(min=0), help="Gate: largest absolute difference of any output.")
 @click.option("--max-sign-flips", type=click.IntRange(min=0), help="Gate: signs that may differ, over all samples.")
 @click.option(
@@ -369,6 +378,7 @@ def verify(
     data: Path | None,
     labels: Path | None,
     samples: int | None,
+    max_seconds: float,
     as_json: bool,
     as_markdown: bool,
     report: Path | None,
@@ -378,14 +388,18 @@ def verify(
 ) -> None:
     """Compare CAND with the model REF that it was made from; exit 1 if they are not what they should be.
 
-    Outputs are compared on the samples given (on random ones without --data), both at ORT_DISABLE_ALL, and beside
-    them how far REF itself moves at onnxruntime's default level. If CAND was converted from this very REF:
+    Outputs are compared on the samples given, both at ORT_DISABLE_ALL, and beside them how far REF itself moves at
+    onnxruntime's default level. Without --data, samples are generated that show both values of every sign, as far as
+    such are found. If CAND was converted from this very REF:
 
     \b
-    - CAND must equal REF's ideal graph bit for bit (see convert --emit ideal); if it does not, the first tensor that
-      departs is named;
-    - every layer, fed with REF's own tensors, must stay within the rounding of float32. A sign may differ only where
-      REF is that close to the threshold; signs for which REF has 0 are counted apart.
+    - CAND must equal REF's ideal graph bit for bit (see convert --emit ideal);
+    - every layer, fed with REF's own tensors, must stay within the rounding of float32, and within the noise that REF
+      itself has in its signs and weights. A sign may differ only where REF is that close to the threshold; signs for
+      which REF has 0 are counted apart.
+
+    The first tensor that is wrong is named, and the first that differs at all, in the order of REF. For every sign it
+    is said at how many channels both values occurred, and which channels cannot change on any data.
 
     If CAND was converted from another file than REF, that fails, unless a gate below judges the outputs instead.
 
@@ -404,7 +418,7 @@ def verify(
     demanded = Gates(**limits)
     if demanded.max_metric_drop is not None and data is None:
         raise UsageError("--max-metric-drop needs samples with labels:", fix="give --data, and --labels.")
-    found = verify_files(reference, candidate, data=data, labels=labels, samples=samples)
+    found = verify_files(reference, candidate, data=data, labels=labels, samples=samples, seconds=max_seconds)
     checked = found.gates(demanded)
     title = f"verify {candidate.name}"
     printed = _json({**found.to_json(), "gates": [gate.to_json() for gate in checked]})
@@ -413,6 +427,73 @@ def verify(
         printed = summary.markdown(title, checked, found.overview(), found.rows())
     click.echo(printed if as_json or as_markdown else found.table())
     gates.require(checked)
+
+
+@main.command(short_help="Cut a model that fails down to the few nodes that matter.")
+@click.argument("reference", metavar="REF", type=MODEL)
+@click.argument("out", metavar="OUT", type=MODEL)
+@click.argument("candidate", metavar="[CAND]", type=MODEL, required=False)
+@click.option("--expect-binary", metavar="LAYER", help="The failure is that this layer is not binary.")
+@click.option("--data", type=MODEL, metavar="FILE.npz", help="Samples that fail.  [default: those of verify]")
+@click.option("--save-inputs", type=MODEL, metavar="FILE.npz", help="Write the inputs of OUT that show the failure.")
+@click.option(
+    "--max-seconds",
+    type=Finite(min=0, min_open=True),
+    default=60,
+    show_default=True,
+    help="Stop then, and write the smallest model so far.",
+)
+@click.option("--keep-names", is_flag=True, help="Keep names, documentation and metadata of REF.")
+@choosing
+@reporting
+def reduce(
+    reference: Path,
+    out: Path,
+    candidate: Path | None,
+    expect_binary: str | None,
+    data: Path | None,
+    save_inputs: Path | None,
+    max_seconds: float,
+    keep_names: bool,
+    as_json: bool,
+    report: Path | None,
+    log_level: str,
+    **choices: Any,
+) -> None:
+    """Write the smallest part of REF that fails as REF does, as a model of its own, to be sent with a bug report.
+
+    REF fails if convert raises something else than an error in words, if the result does not load or does not equal
+    its ideal graph bit for bit, or if a layer departs from REF by more than rounding explains (see verify); or, with
+    --expect-binary, if that layer stays float. With CAND, the options are those that CAND was converted with.
+
+    Where OUT was cut from REF it has inputs, of the shapes that the tensors have in REF. Names, documentation and
+    metadata of REF are not in it: the values of the weights of the part are. Progress goes to stderr.
+
+    OUT appears whole or not at all. If nothing fails, nothing is written, and the exit code is 4.
+
+    
+    Example:
+      binarize-onnx reduce net.onnx small.onnx --save-inputs small.npz
+    """
+    from binarize_onnx import io
+    from binarize_onnx.reduce import reduce_files
+
+    _log_to_stderr(log_level)
+    _different(out, save_inputs, report, read=[reference, candidate, data])
+    found = reduce_files(
+        reference,
+        candidate,
+        data=data,
+        expect_binary=expect_binary,
+        config=_config(**choices),
+        seconds=max_seconds,
+        keep_names=keep_names,
+        progress=lambda words: click.echo(printable(words), err=True),
+    )
+    printed = _json(found.to_json())
+    with _writing({report: _line(printed), save_inputs: found.npz()}):
+        io.save(found.model, out)
+    click.echo(printed if as_json else found.table())
 
 
 @main.command(short_help="Time models side by side, layer by layer.")

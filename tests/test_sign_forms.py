@@ -127,7 +127,8 @@ WEIGHTS: dict[str, str] = {
     ),
     "centred, a power of two (IR-Net)": (
         "v = Reshape(latent, rows)  u = ReduceMean<axes=[1]>(v)  c = Sub(v, u)  q = Mul(c, c)"
-        "  r = ReduceMean<axes=[1]>(q)  h = Sqrt(r)  n = Div(c, h)  a = Abs(n)  m = ReduceMean<axes=[1]>(a)  o = Log(m)  g2 = Div(o, ln2)"
+        "  r = ReduceMean<axes=[1]>(q)  h = Sqrt(r)  n = Div(c, h)  a = Abs(n)"
+        "  m = ReduceMean<axes=[1]>(a)  o = Log(m)  g2 = Div(o, ln2)"
         "  e = Round(g2)  p = Pow(two, e)  i = Sign(n)  b = Mul(i, p)  z = Shape(latent)  w = Reshape(b, z)"
     ),
     "magnitudes above the median (SiMaN)": (

@@ -169,6 +169,124 @@ def test_options_are_taken_from_the_file() -> None:
     assert [s.name for s in found.signs] == ["sign1"]  # sign0 feeds nothing binary
 
 
+# --- Which signs the samples exercise -----------------------------------------------------------------------------
+
+
+def biased() -> onnx.ModelProto:
+    """Biases that standard normal numbers do not reach: most signs behind the stem are constant."""
+    source = network()
+    source.graph.node[0].input.append("stem.b")
+    bias = np.linspace(-60, 60, 32).astype(np.float32)
+    source.graph.initializer.append(numpy_helper.from_array(bias, "stem.b"))
+    return source
+
+
+def test_generated_samples_show_both_values_of_every_sign() -> None:
+    source = biased()
+    model = convert(source).model
+    plain, searched = (verify(source, model, seconds=seconds) for seconds in (0, 60))
+    assert plain.coverage[0].both < 16
+    assert (searched.coverage[0].name, searched.coverage[0].both) == ("sign0", 32)
+    assert all(row.both + len(row.proved) + len(row.never) == row.channels for row in searched.coverage)
+    assert searched.samples <= 32
+    assert "chosen for their signs" in searched.inputs
+    assert searched == verify(source, model, seconds=60), "the same samples every time"
+    searched.require()
+    limited = verify(source, model, samples=2)
+    assert limited.samples == 2
+    assert limited.coverage[0].both > plain.coverage[0].both, "of two samples the best two"
+
+
+def test_channels_that_samples_leave_constant_are_listed() -> None:
+    source = biased()
+    found = verify(source, convert(source).model, inputs=samples(1))
+    sign0 = found.coverage[0]
+    assert (sign0.channels, sign0.both) == (32, 32 - len(sign0.never))
+    assert sign0.proved == []
+    stem = Runner(source, ["stem"]).run(samples(1))["stem"]
+    constant = [c for c in range(32) if np.all(stem[:, c] >= 0) or np.all(stem[:, c] < 0)]
+    assert sign0.never == constant
+    assert found.to_json()["coverage"][0]["never"] == constant
+    assert "never changed on these samples" in found.table()
+
+
+def test_a_batch_of_fixed_size_is_generated_whole() -> None:
+    source = network(batch=3)
+    found = verify(source, convert(source).model)
+    assert found.samples % 3 == 0
+
+
+def test_integers_and_models_that_refuse_numbers_are_generated_for() -> None:
+    """An embedding of 4 words: larger numbers are no words."""
+    table = np.random.default_rng(0).normal(size=(4, 40)).astype(np.float32)
+    weights = np.random.default_rng(1).choice([-1, 1], (40, 8)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "words"], ["x"]),
+            helper.make_node("Sign", ["x"], ["b"]),
+            helper.make_node("MatMul", ["b", "w"], ["y"], name="layer"),
+        ],
+        "words",
+        [helper.make_tensor_value_info("words", onnx.TensorProto.INT64, ["N", 6])],
+        [helper.make_tensor_value_info("y", 1, ["N", 6, 8])],
+        [numpy_helper.from_array(table, "table"), numpy_helper.from_array(weights, "w")],
+    )
+    source = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    found = verify(source, convert(source).model)
+    found.require()
+    (row,) = found.coverage
+    changing = int(np.count_nonzero((table > 0).any(axis=0) & (table < 0).any(axis=0)))
+    assert (row.channels, row.both) == (40, changing)
+
+
+# --- Where it begins ----------------------------------------------------------------------------------------------
+
+
+def test_the_first_difference_is_named_in_the_order_of_the_source() -> None:
+    source = network(alpha=1.1)
+    found = verify(source, convert(source).model, inputs=samples())
+    assert found.first_diverging is None
+    assert found.first_difference is not None
+    assert (found.first_difference.name, found.first_difference.question) == ("conv1", "layers")
+    assert "rounding explains it" in found.first_difference.found
+    assert "differs      first in `conv1`, written by Conv `conv1`" in found.table()
+    exact = verify(network(), convert(network()).model, inputs=samples())
+    assert exact.first_difference is None
+    assert exact.to_json()["first_diverging"] is None
+
+
+def test_the_first_of_several_faults_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is wrong in its last layer, the ideal graph before that."""
+    source = network()
+    candidate = convert(source).model
+    change(candidate, input_of(candidate, "fc", 1), lambda words: words.__setitem__((3, 7), words[3, 7] ^ 1))
+
+    def convert_wrongly(model: io.ModelLike, config: Config | None = None) -> Result:
+        result = convert(model, config)
+        change(result.model, writer_of(result.model, "bn1").input[1], lambda values: values.__iadd__(0.25))
+        return result
+
+    found = verify(source, candidate, inputs=samples())
+    assert found.first_diverging is not None
+    assert (found.first_diverging.name, found.first_diverging.question) == ("logits", "exact")
+    monkeypatch.setattr(verification, "convert", convert_wrongly)
+    found = verify(source, candidate, inputs=samples())
+    assert found.first_diverging is not None
+    assert (found.first_diverging.name, found.first_diverging.question) == ("bn1", "layers")
+    assert found.to_json()["first_diverging"]["beyond"] is True
+    assert "diverges     first in `bn1`" in found.table()
+
+
+def test_a_foreign_candidate_is_followed_by_names() -> None:
+    source, other = network(), network()
+    change(other, "conv1.w", lambda values: values.__setitem__((5, 0, 0, 0), -values[5, 0, 0, 0]))
+    found = verify(source, other, inputs=samples())
+    assert found.first_diverging is None
+    assert found.first_difference is not None
+    assert (found.first_difference.name, found.first_difference.question) == ("conv1", "end to end")
+    found.require()  # nothing was demanded
+
+
 # --- Bad files ----------------------------------------------------------------------------------------------------
 
 

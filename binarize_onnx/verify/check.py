@@ -14,22 +14,22 @@ from binarize_onnx.errors import ModelError, UsageError
 from binarize_onnx.pipeline import Config, convert, translate
 from binarize_onnx.verify.arrays import Array
 from binarize_onnx.verify.data import (
-    RANDOM_SAMPLES,
-    SEED,
     batches,
     fitting_labels,
     load_data,
     only_labels,
-    random_inputs,
     require_fitting,
     split_labels,
 )
+from binarize_onnx.verify.departures import EndToEnd, departures
 from binarize_onnx.verify.exact import ExactCheck
+from binarize_onnx.verify.generate import SECONDS, exercising_inputs
 from binarize_onnx.verify.graphs import caller_inputs, has_our_ops, listed
 from binarize_onnx.verify.layers import TeacherForcing
 from binarize_onnx.verify.outputs import Outputs
 from binarize_onnx.verify.results import Verification
 from binarize_onnx.verify.session import Runner
+from binarize_onnx.verify.spread import MODERATE, STRICT
 
 BATCH = 4  # samples in memory at a time, with every tensor of both models
 
@@ -44,16 +44,19 @@ def verify(
     labels: Array | None = None,
     samples: int | None = None,
     batch: int = BATCH,
+    seconds: float = SECONDS,
 ) -> Verification:
     """Compare a candidate with the model that it stands for.
 
     Args:
         reference: path, bytes or ModelProto of the original.
         candidate: the same of the converted model, or of any other with equal inputs and outputs.
-        inputs: arrays by input name; None for seeded random numbers (standard normal; 0 and 1 for integers).
+        inputs: arrays by input name; None for seeded random numbers, chosen so that signs take both values
+            (see `generate`).
         labels: class of every sample, to compare accuracies.
         samples: how many of the inputs to use, or how many random ones to make.
         batch: samples in memory at a time, where the model leaves the batch size open.
+        seconds: that the choice of random inputs may take.
 
     Raises:
         ModelError: a model cannot be read or run, the two do not fit each other, or the data does not fit them.
@@ -62,15 +65,19 @@ def verify(
     """
     ref, cand = io.read(reference), io.read(candidate)
     _require_same_interface(ref.model, cand.model)
-    config, notes = _recorded_options(ref, cand)
+    config, notes = recorded_options(ref, cand)
     ref = _runnable(ref, config or Config(), notes)
     changed = opset.functions_changed(cand.model)
     if changed:
         words = f"the candidate's definition of {', '.join(changed)} is not this version's"
         notes.append(f"{words}: without the library it may answer something else than it does here")
+    ideal = None
+    if config is not None:
+        ideal = convert(reference, replace(config, emit="ideal", allow_unchanged=True)).model
     if inputs is None:
-        described = f"random (standard normal, seed {SEED})"
-        inputs = random_inputs(ref.model, samples or RANDOM_SAMPLES, config.input_shapes if config else {})
+        shapes = config.input_shapes if config else {}
+        generated = exercising_inputs(ref.model, ideal, samples, shapes, seconds)
+        inputs, described = generated.inputs, generated.described
     else:
         described = "given"
         inputs = {name: values[:samples] if values.ndim else values for name, values in inputs.items()}
@@ -81,14 +88,16 @@ def verify(
         labels = fitting_labels(labels[:samples] if labels.ndim else labels, count)
 
     outputs = Outputs(out.name for out in ref.model.graph.output)
-    exact, forced = None, None
-    if config is not None:
-        ideal = convert(reference, replace(config, emit="ideal", allow_unchanged=True)).model
-        exact, forced = ExactCheck(ideal, cand.model), TeacherForcing(ideal, ref.model)
+    exact, forced, foreign = None, None, None
+    if ideal is not None:
+        exact, forced = ExactCheck(ideal, cand.model), TeacherForcing(ideal, ref.model, _admitted(config))
+    else:
+        foreign = EndToEnd(ref.model, cand.model)
 
-    plain = Runner(ref.model, forced.read_from_reference if forced else [])
+    plain = Runner(ref.model, forced.read_from_reference if forced else foreign.shared if foreign else [])
     default = Runner(ref.model, optimise=True)
-    tested = Runner(cand.model, exact.read_from_candidate if exact else [], library=has_our_ops(cand.model))
+    inner = exact.read_from_candidate if exact else foreign.shared if foreign else []
+    tested = Runner(cand.model, inner, library=has_our_ops(cand.model))
     for feed, rows in fed:
         _log.info("samples %d to %d of %d", rows.start + 1, rows.stop, count)
         source, result = plain.run(feed), tested.run(feed)
@@ -96,7 +105,9 @@ def verify(
         if exact is not None:
             exact.compare(feed, result)
         if forced is not None:
-            forced.compare(feed, source, rows.start)
+            forced.compare(feed, source, rows)
+        if foreign is not None:
+            foreign.compare(source, result)
     accuracy = outputs.judge_classes(labels)
 
     return Verification(
@@ -106,6 +117,8 @@ def verify(
         accuracy=accuracy,
         exact=None if exact is None else exact.found,
         layers=[] if forced is None else forced.rows,
+        coverage=[] if forced is None else forced.coverage.rows(),
+        departures=list(departures(ref.model, ideal, exact, forced, foreign)),
         stale=config is None and _is_ours(cand),
         notes=[*notes, *(forced.notes if forced else [])],
     )
@@ -118,6 +131,7 @@ def verify_files(
     data: Path | None = None,
     labels: Path | None = None,
     samples: int | None = None,
+    seconds: float = SECONDS,
 ) -> Verification:
     """`verify` on files: samples and labels from .npz or .npy.
 
@@ -129,13 +143,13 @@ def verify_files(
     inputs, truth = (None, None) if data is None else split_labels(load_data(data), io.load(reference))
     if labels is not None:
         truth = only_labels(load_data(labels))
-    found = verify(reference, candidate, inputs=inputs, labels=truth, samples=samples)
+    found = verify(reference, candidate, inputs=inputs, labels=truth, samples=samples, seconds=seconds)
     if data is not None:
         found.inputs = f"from {data.name}"
     return found
 
 
-def _recorded_options(ref: io.Source, cand: io.Source) -> tuple[Config | None, list[str]]:
+def recorded_options(ref: io.Source, cand: io.Source) -> tuple[Config | None, list[str]]:
     """The options that the candidate was made from the reference with; None, and why, if it was not."""
     recorded = {entry.key: entry.value for entry in cand.model.metadata_props}
     source, options = recorded.get("binarize_onnx.source_sha256"), recorded.get("binarize_onnx.options")
@@ -159,6 +173,11 @@ def _runnable(ref: io.Source, config: Config, notes: list[str]) -> io.Source:
         return ref
     notes.append(f"the reference is run with {listed(operators)} in standard operators: onnxruntime has none of these")
     return replace(ref, model=translate(ref.model, config)[0])
+
+
+def _admitted(config: Config | None) -> float:
+    """The spread of weights and noise of signs that the ideal graph was made with."""
+    return MODERATE if getattr(config, "match", "strict") == "moderate" else STRICT
 
 
 def _is_ours(cand: io.Source) -> bool:

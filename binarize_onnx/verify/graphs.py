@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx
-from onnx import NodeProto
+from onnx import NodeProto, numpy_helper
 
 from binarize_onnx import opset
+
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def caller_inputs(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
@@ -29,6 +34,45 @@ def reads(node: NodeProto) -> set[str]:
             for inner in graph.node:
                 names |= reads(inner)
     return names
+
+
+def constants(model: onnx.ModelProto) -> dict[str, npt.NDArray[Any]]:
+    """The values of all initializers and of the Constant nodes that hold a tensor."""
+    found = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and is_standard(node):
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    found[node.output[0]] = numpy_helper.to_array(attribute.t)
+    return found
+
+
+def layer_weights(node: NodeProto, constant: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any] | None:
+    """The constant weights of a layer as [output channels, terms]; None if they are computed, or it is no layer."""
+    if not is_layer(node) or len(node.input) < 2 or node.input[1] not in constant:
+        return None
+    weights = constant[node.input[1]]
+    if weights.ndim < 2 or not weights.size:
+        return None
+    attributes = {a.name: a.i for a in node.attribute}
+    if node.op_type == "ConvTranspose":  # [inputs, outputs of one group, ...]
+        group = max(attributes.get("group", 1), 1)
+        if weights.shape[0] % group:
+            return None
+        split = weights.reshape(group, -1, *weights.shape[1:])
+        return np.moveaxis(split, 1, 2).reshape(group * weights.shape[1], -1)
+    axis = 0 if node.op_type == "Conv" or attributes.get("transB", 0) else -1
+    return np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1)
+
+
+def are_binary(weights: npt.NDArray[Any]) -> bool:
+    """Whether weights are nothing but ±1 and 0."""
+    return bool(np.all((np.abs(weights) == 1) | (weights == 0)))
+
+
+def is_layer(node: NodeProto) -> bool:
+    """Whether the node is a convolution or a matrix product of ONNX."""
+    return is_standard(node) and node.op_type in LAYERS
 
 
 def is_standard(node: NodeProto) -> bool:

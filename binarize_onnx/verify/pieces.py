@@ -8,20 +8,22 @@ has too, and is short enough for its roundings to be counted.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from math import prod
 
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from binarize_onnx.verify.graphs import is_sign, is_standard, reads, writers
+from binarize_onnx.verify.arrays import Array
+from binarize_onnx.verify.graphs import is_layer, is_sign, is_standard, reads, writers
 
-# Layers begin a piece: they read the source's tensors. Their |terms| are those of |inputs| and |weights|.
-_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# Layers begin a piece: they read the source's tensors. Their |terms| are those of |inputs| and |weights|, or of the
+# two |inputs| of a product of two activations.
 
 # Steps that a piece goes on through, because |terms| pass through them: sums, products, and ops that choose or move
 # values. Anything else (Tanh, Softmax, Clip, ...) is a piece of its own.
 _NAMES = """
-    Abs Add AveragePool BatchNormalization Concat DepthToSpace Div Dropout Expand Flatten Gather GlobalAveragePool
+    Abs Add AveragePool BatchNormalization Cast Concat DepthToSpace Div Dropout Expand Flatten Gather GlobalAveragePool
     GlobalMaxPool Identity LeakyRelu MaxPool Mul Neg PRelu Pad ReduceMax ReduceMean ReduceSum Relu Reshape Slice
     SpaceToDepth Split Squeeze Sub Sum Tile Transpose Unsqueeze Where
 """
@@ -29,6 +31,9 @@ _STEPS = frozenset(_NAMES.split())
 
 # var + eps, its root, the inverse, gamma and mu times that, beta minus that, x times scale, plus shift: on both sides.
 _STEP_ROUNDINGS = {"BatchNormalization": 16}
+
+# Casts between these are steps that round; a comparison that is cast is none.
+_FLOATS = {"tensor(float)": TensorProto.FLOAT, "tensor(float16)": TensorProto.FLOAT16}
 
 # Ends the name of what a piece computes where the source's tensor, fed under the name itself, stands beside it.
 _COMPUTED = "|computed"
@@ -48,7 +53,8 @@ class Pieces:
 
     Args:
         model: what to cut.
-        common: the tensors that both graphs compute.
+        common: the tensors that may be fed: those that both graphs compute.
+        types: onnxruntime's type of each of them, float32 where it is not given.
 
     Attributes:
         nodes: who computes each tensor, before the cut.
@@ -57,9 +63,12 @@ class Pieces:
             `computed(name)`.
     """
 
-    def __init__(self, model: onnx.ModelProto, common: set[str]) -> None:
+    def __init__(self, model: onnx.ModelProto, common: set[str], types: Mapping[str, str] | None = None) -> None:
         self.nodes = writers(model)
+        self._types = types or {}
+        self._given = {i.name: i.type.tensor_type.elem_type for i in model.graph.input}
         self._constants: dict[str, tuple[int, ...]] = {t.name: tuple(t.dims) for t in model.graph.initializer}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         for node in model.graph.node:
             if node.op_type == "Constant":
                 self._constants[node.output[0]] = ()
@@ -78,30 +87,62 @@ class Pieces:
         """The name of what a sign reads."""
         return self._read_as(self.nodes[sign].input[0], self.nodes[sign])
 
+    def is_fed(self, sign: str) -> bool:
+        """Whether the sign reads a fed tensor or an input of the graph as it is, or cast without a rounding."""
+        node, name = self.nodes[sign], self.data_of(sign)
+        while name in self.nodes and name not in self.fed and self._is_widening(self.nodes[name]):
+            node = self.nodes[name]
+            name = self._read_as(node.input[0], node)
+        return name in self.fed or (name not in self.nodes and not name.endswith(_COMPUTED))
+
+    def learn_shapes(self, known: Mapping[str, Array]) -> None:
+        """The sizes of tensors at run time: a product of two activations sums as many terms as these say."""
+        self._shapes |= {name: values.shape for name, values in known.items()}
+
+    def behind(self, name: str) -> tuple[list[str], list[NodeProto]]:
+        """What of the tensor's piece comes before it: tensors, itself included, and the layers that begin the piece."""
+        tensors, layers, waiting = [name], [], [name]
+        while waiting:
+            node = self.nodes.get(waiting.pop())
+            if node is None or not (is_layer(node) or is_sign(node) or self._is_step(node)):
+                continue
+            if is_layer(node):
+                layers.append(node)
+                continue
+            for data in node.input[:1] if is_sign(node) else node.input:
+                if data in self.nodes and data not in tensors and self._read_as(data, node) not in self.fed:
+                    tensors.append(data)
+                    waiting.append(data)
+        return tensors, layers
+
     def has_terms(self, name: str) -> bool:
         """Whether the tensor is a sum of terms of what its piece is fed with."""
         node = self.nodes.get(name)
-        return node is not None and (_is_layer(node) or self._is_step(node))
+        return node is not None and (is_layer(node) or self._is_step(node))
 
-    def roundings(self, name: str) -> int:
-        """How many roundings, at most, lie between the fed tensors and this one: on both sides, if both round."""
+    def roundings(self, name: str) -> tuple[int, int]:
+        """How many roundings, at most, lie between the fed tensors and this one: in the steps, and in the layer's sum.
+
+        On both sides, if both round.
+        """
         node = self.nodes.get(name)
         if node is None or not self.has_terms(name):
-            return 0
-        if _is_layer(node):
-            return self._dot_length(node)
+            return 0, 0
+        if is_layer(node):
+            return 1, self._dot_length(node)
         own = [i for i in node.input if i not in self.fed or not self._feeds(i, node)]
-        return _STEP_ROUNDINGS.get(node.op_type, 2) + max((self.roundings(i) for i in own), default=0)
+        behind = max((self.roundings(i) for i in own), default=(0, 0), key=sum)
+        return _STEP_ROUNDINGS.get(node.op_type, 2) + behind[0], behind[1]
 
     def _dot_length(self, layer: NodeProto) -> int:
-        """Terms of one output of a layer; 0 if its weights are no constant."""
-        shape = self._constants.get(layer.input[1], ())
+        """Terms of one output of a layer; 0 if the sizes of its weights are not known."""
+        shape = self._constants.get(layer.input[1]) or self._shapes.get(layer.input[1], ())
         if len(shape) < 2:
             return 0
         if layer.op_type == "Conv":
             return prod(shape[1:])
         if layer.op_type == "ConvTranspose":
-            return prod(shape) // shape[1]
+            return prod(shape) // max(shape[1], 1)
         transposed = any(a.name == "transB" and a.i for a in layer.attribute)
         return shape[-1] if transposed else shape[-2]
 
@@ -132,9 +173,23 @@ class Pieces:
         """Whether |terms| pass through the node."""
         if not is_standard(node) or node.op_type not in _STEPS:
             return False
+        if node.op_type == "Cast":
+            return any(a.name == "to" and a.i in _FLOATS.values() for a in node.attribute) and self._is_float(node)
         if node.op_type in ("Div", "PRelu", "BatchNormalization"):  # the factors must be known
             return all(name in self._constants for name in node.input[1:])
         return True
+
+    def _is_float(self, cast: NodeProto) -> bool:
+        """Whether a Cast reads floats, as far as that can be told: unknown is not."""
+        name = cast.input[0]
+        if name in self._types or name in self._given:
+            return self._types.get(name) in _FLOATS or self._given.get(name) in _FLOATS.values()
+        return self.has_terms(name) or (name in self.nodes and is_sign(self.nodes[name]))
+
+    def _is_widening(self, node: NodeProto) -> bool:
+        """Whether the node is a Cast of floats to float32: it rounds nothing."""
+        to_single = any(a.name == "to" and a.i == TensorProto.FLOAT for a in node.attribute)
+        return node.op_type == "Cast" and to_single and self._is_step(node)
 
     def _cut(self, model: onnx.ModelProto) -> onnx.ModelProto:
         cut = onnx.ModelProto()
@@ -144,10 +199,8 @@ class Pieces:
             node.input[:] = [self._read_as(name, original) for name in original.input]
             node.output[:] = [self.computed(name) for name in original.output]
         cut.graph.input.extend(
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in self.nodes if name in self.fed
+            helper.make_tensor_value_info(name, _FLOATS[self._types.get(name, "tensor(float)")], None)
+            for name in self.nodes
+            if name in self.fed
         )
         return cut
-
-
-def _is_layer(node: NodeProto) -> bool:
-    return is_standard(node) and node.op_type in _LAYERS

@@ -76,9 +76,11 @@ class TensorRow:
         name: of the tensor, in both graphs.
         elements: values compared.
         max_diff: the largest absolute difference.
-        bound: 4 * 2^-24 * sum of |terms| at that element.
+        bound: (4 * 2^-24 + spread) * sum of |terms| at that element; 2^-11 for 2^-24 where the source is float16.
         outside: elements whose difference exceeds their bound.
         beyond: elements whose difference even the number of roundings that there are does not explain: errors.
+        differing: elements that differ at all.
+        spread: how far, relatively, the source's own weights and signs are from one scale times ±1.
     """
 
     name: str
@@ -87,6 +89,8 @@ class TensorRow:
     bound: float = 0.0
     outside: int = 0
     beyond: int = 0
+    differing: int = 0
+    spread: float = 0.0
 
     @property
     def error(self) -> str:
@@ -94,6 +98,21 @@ class TensorRow:
         if not self.beyond:
             return ""
         return f"tensor `{self.name}`: {self.beyond} of {self.elements} values differ by more than rounding can do"
+
+    @property
+    def differs(self) -> bool:
+        """Whether anything of it differs at all."""
+        return self.differing > 0
+
+    @property
+    def finding(self) -> str:
+        """How it differs, in words."""
+        size = f"by up to {self.max_diff:.3g} where {self.bound:.3g} is the bound"
+        return f"{self.differing} of {self.elements} values differ, {size}{_beyond(self.beyond)}"
+
+
+def _beyond(count: int) -> str:
+    return f"; rounding does not explain {count}" if count else "; rounding explains it"
 
 
 @dataclass
@@ -116,6 +135,8 @@ class SignRow:
         flips_outside: signs that differ elsewhere: errors.
         zeros: signs for which the source has 0, and bits have +1.
         flips: the first few that differ, those outside the bound first.
+        noise: how far the source's signs are from their values at most, flips and zeros apart.
+        spread: as that of a TensorRow, of what the sign reads.
     """
 
     name: str
@@ -124,6 +145,8 @@ class SignRow:
     flips_outside: int = 0
     zeros: int = 0
     flips: list[Flip] = field(default_factory=list)
+    noise: float = 0.0
+    spread: float = 0.0
 
     @property
     def beyond(self) -> int:
@@ -136,6 +159,61 @@ class SignRow:
         if not self.beyond:
             return ""
         return f"sign `{self.name}`: {self.beyond} of {self.elements} differ beyond the rounding bound"
+
+    @property
+    def differs(self) -> bool:
+        """Whether any of them differs, zeros and noise apart."""
+        return self.flips_inside + self.flips_outside > 0
+
+    @property
+    def finding(self) -> str:
+        """How it differs, in words."""
+        flips = self.flips_inside + self.flips_outside
+        first = f", the first {self.flips[0].margin:.3g} from its threshold" if self.flips else ""
+        return f"{flips} of {self.elements} signs differ{first}{_beyond(self.beyond)}"
+
+
+@dataclass
+class SignCoverage:
+    """Which values of one sign of the ideal graph the samples showed.
+
+    Attributes:
+        name: of the sign's output.
+        channels: of it.
+        both: channels at which both values occurred; of a Level, its lowest and its highest.
+        never: channels at which they did not.
+        proved: channels at which they cannot: the threshold is out of reach. Not among `never`.
+    """
+
+    name: str
+    channels: int
+    both: int
+    never: list[int] = field(default_factory=list)
+    proved: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Departure:
+    """The first tensor, in the order of the reference, that the comparison found to differ.
+
+    Attributes:
+        name: of the tensor.
+        writer: the node that computes it.
+        question: `exact` (the candidate against the ideal graph, bit for bit), `layers` (the ideal graph against the
+            reference, layer by layer) or `end to end` (a candidate of another origin against the reference).
+        beyond: whether no rounding explains it.
+        found: how it differs, in words.
+    """
+
+    name: str
+    writer: str
+    question: str
+    beyond: bool
+    found: str
+
+    def __str__(self) -> str:
+        """The finding as a line."""
+        return f"`{self.name}`, written by {self.writer}: {self.found}"
 
 
 @dataclass
@@ -183,6 +261,8 @@ class Verification:
             made from the reference.
         stale: whether the candidate says that it was made from another file than the reference.
         notes: what was not compared, and why.
+        coverage: which values of each sign the samples showed.
+        departures: the first difference that each comparison found, in the order of the reference.
     """
 
     inputs: str
@@ -193,6 +273,18 @@ class Verification:
     layers: list[TensorRow | SignRow] = field(default_factory=list)
     stale: bool = False
     notes: list[str] = field(default_factory=list)
+    coverage: list[SignCoverage] = field(default_factory=list)
+    departures: list[Departure] = field(default_factory=list)
+
+    @property
+    def first_diverging(self) -> Departure | None:
+        """The first tensor, in the order of the reference, that is wrong: no rounding explains it."""
+        return next((d for d in self.departures if d.beyond), None)
+
+    @property
+    def first_difference(self) -> Departure | None:
+        """The first tensor, in the order of the reference, that differs at all."""
+        return next(iter(self.departures), None)
 
     @property
     def signs(self) -> list[SignRow]:
@@ -259,8 +351,13 @@ class Verification:
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON types; a difference without a number is null."""
         rows = [{"kind": "sign" if isinstance(row, SignRow) else "tensor", **asdict(row)} for row in self.layers]
-        found: dict[str, Any] = _json_numbers({**asdict(self), "layers": rows, "sign_flips": self.sign_flips})
-        return found
+        found = {**asdict(self), "layers": rows, "sign_flips": self.sign_flips}
+        del found["departures"]
+        for name in ("first_diverging", "first_difference"):
+            departure = getattr(self, name)
+            found[name] = asdict(departure) if departure else None
+        numbers: dict[str, Any] = _json_numbers(found)
+        return numbers
 
     def table(self) -> str:
         """Everything for a person."""
@@ -275,15 +372,15 @@ class Verification:
     def rows(self) -> list[tuple[str, ...]]:
         """The layers as lines of a table, its header first."""
         table: list[tuple[str, ...]] = [
-            ("layer by layer", "values", "max diff", "bound", "outside", "flips", "beyond", "zeros")
+            ("layer by layer", "values", "max diff", "bound", "outside", "flips", "beyond", "zeros", "spread")
         ]
         for row in self.layers:
             if isinstance(row, SignRow):
                 counts = row.flips_inside + row.flips_outside, row.flips_outside, row.zeros
-                table.append((row.name, str(row.elements), "", "", "", *map(str, counts)))
+                table.append((row.name, str(row.elements), "", "", "", *map(str, counts), _small(row.noise)))
             else:
                 numbers = f"{row.max_diff:.3g}", f"{row.bound:.3g}", str(row.outside), "", str(row.beyond)
-                table.append((row.name, str(row.elements), *numbers, ""))
+                table.append((row.name, str(row.elements), *numbers, "", _small(row.spread)))
         return table
 
     def _overview(self) -> Iterator[tuple[str, str]]:
@@ -310,6 +407,27 @@ class Verification:
             )
             yield "sign flips", flips + (f"; the original has 0 at {zeros} more" if zeros else "")
 
+        yield from self._first_lines()
+        if self.coverage:
+            yield "signs", self._covered()
+
+    def _first_lines(self) -> Iterator[tuple[str, str]]:
+        if self.first_diverging is not None:
+            yield "diverges", f"first in {self.first_diverging}"
+        if self.first_difference is not None and self.first_difference is not self.first_diverging:
+            yield "differs", f"first in {self.first_difference}"
+
+    def _covered(self) -> str:
+        both, channels = sum(row.both for row in self.coverage), sum(row.channels for row in self.coverage)
+        proved, never = sum(len(row.proved) for row in self.coverage), sum(len(row.never) for row in self.coverage)
+        words = f"both values at {both} of {channels} channels"
+        if proved:
+            words += f"; {proved} {'is' if proved == 1 else 'are'} constant on any data"
+        if never:
+            worst = max(self.coverage, key=lambda row: len(row.never))
+            words += f"; {never} never changed on these samples, most of them ({len(worst.never)}) in `{worst.name}`"
+        return words
+
     def _classes(self, share: float | None) -> str:
         return "" if share is None else f", same class for {round(share * self.samples)} of {self.samples}"
 
@@ -332,6 +450,10 @@ class Verification:
                     f"{where} the bound {flip.bound:.3g}"
                 )
         yield ""
+
+
+def _small(number: float) -> str:
+    return f"{number:.2g}" if number else ""
 
 
 def _json_numbers(value: Any) -> Any:

@@ -34,7 +34,7 @@ class Terms:
 
     def run(self, known: Mapping[str, Array]) -> Arrays:
         """The sums for those tensors that have any, from the values of all inputs of the pieces."""
-        magnitudes = {name: np.abs(x) if x.dtype.kind == "f" else x for name, x in known.items()}
+        magnitudes = {name: np.abs(_single(x)) if x.dtype.kind == "f" else x for name, x in known.items()}
         found: Arrays = {}
         for runner, outputs in self._graphs:
             for output, sums in runner.run(magnitudes).items():
@@ -47,7 +47,8 @@ def _absolute(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same pieces on sums of |terms|: for inputs |x| every step returns what its roundings are measured by.
 
     Constants become their absolute values, a difference becomes a sum, a choice the larger of its two sides, and
-    activations pass on what they could at most pass on: max(1, |slope|) times their input.
+    activations pass on what they could at most pass on: max(1, |slope|) times their input. float16 becomes float32, in
+    which the sums do not overflow.
     """
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
@@ -56,7 +57,11 @@ def _absolute(model: onnx.ModelProto) -> onnx.ModelProto:
     for tensor in graph.initializer:
         values = constants[tensor.name]
         if values.dtype.kind == "f":
-            tensor.CopyFrom(numpy_helper.from_array(np.abs(values), tensor.name))
+            tensor.CopyFrom(numpy_helper.from_array(np.abs(_single(values)), tensor.name))
+    for given in graph.input:
+        if given.type.tensor_type.elem_type == TensorProto.FLOAT16:
+            given.type.tensor_type.elem_type = TensorProto.FLOAT
+    del graph.value_info[:]
 
     def add(hint: str, values: Array) -> str:
         graph.initializer.append(numpy_helper.from_array(np.asarray(values, np.float32), f"{hint}|absolute"))
@@ -75,6 +80,8 @@ def _absolute(model: onnx.ModelProto) -> onnx.ModelProto:
                 _take_absolute(attribute)
         elif not is_standard(node):
             pass
+        elif node.op_type == "Cast" and attributes["to"].i == TensorProto.FLOAT16:
+            attributes["to"].i = TensorProto.FLOAT
         elif node.op_type == "Sub":
             node.op_type = "Add"
         elif node.op_type == "Neg":
@@ -106,5 +113,11 @@ def _take_absolute(attribute: AttributeProto) -> None:
         attribute.f = abs(attribute.f)
     elif attribute.type == AttributeProto.FLOATS:
         attribute.floats[:] = [abs(value) for value in attribute.floats]
-    elif attribute.type == AttributeProto.TENSOR and attribute.t.data_type == TensorProto.FLOAT:
-        attribute.t.CopyFrom(numpy_helper.from_array(np.abs(numpy_helper.to_array(attribute.t)), attribute.t.name))
+    elif attribute.type == AttributeProto.TENSOR and attribute.t.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16):
+        values = np.abs(_single(numpy_helper.to_array(attribute.t)))
+        attribute.t.CopyFrom(numpy_helper.from_array(values, attribute.t.name))
+
+
+def _single(values: Array) -> Array:
+    """float16 as float32, anything else as it is."""
+    return values.astype(np.float32) if values.dtype == np.float16 else values
