@@ -25,6 +25,7 @@ from binarize_onnx.passes.fuse_epilogue import FuseEpilogue
 from binarize_onnx.passes.ideal_affine import IdealAffine
 from binarize_onnx.passes.level_last import LevelLast
 from binarize_onnx.passes.lower_layers import LowerLayers
+from binarize_onnx.passes.masked_assignment import MaskedAssignment
 from binarize_onnx.passes.move_words import MoveWords
 from binarize_onnx.passes.one_dimension import OneDimension
 from binarize_onnx.passes.pool_on_bits import PoolOnBits
@@ -270,6 +271,7 @@ def idealise(
     """Source graph to ideal graph: ±1 weights, BinarySign, every real-valued step behind the layer."""
     tidy(context.graph)
     FoldConstants(context).run()  # first: weights and thresholds may be written as constant cones
+    MaskedAssignment(context).run()  # of constants that have been folded; a sign may be written in this way
     recognise = RecogniseLayers(context, wanted, kept_signs, tolerance)
     recognise.run()
     IdealAffine(context).run()  # after the layers are known: only steps that touch them are rewritten

@@ -26,6 +26,7 @@ from binarize_onnx.passes.fuse_epilogue import FuseEpilogue
 from binarize_onnx.passes.ideal_affine import IdealAffine
 from binarize_onnx.passes.level_last import LevelLast
 from binarize_onnx.passes.lower_layers import LowerLayers
+from binarize_onnx.passes.masked_assignment import MaskedAssignment
 from binarize_onnx.passes.move_words import MoveWords
 from binarize_onnx.passes.one_dimension import OneDimension
 from binarize_onnx.passes.pool_on_bits import PoolOnBits
@@ -51,6 +52,7 @@ PASSES: dict[str, Callable[[Context], Pass[Any]]] = {
     "IdealAffine": IdealAffine,
     "LevelLast": LevelLast,
     "LowerLayers": LowerLayers,
+    "MaskedAssignment": MaskedAssignment,
     "MoveWords": MoveWords,
     "OneDimension": OneDimension,
     "PoolOnBits": PoolOnBits,

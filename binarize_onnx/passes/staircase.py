@@ -100,7 +100,7 @@ class Staircases:
             size = None if found is None else self._residue_size(residue, found.x)
             if found is not None and size is not None:
                 return replace(found, residue=max(found.residue, size))
-        uniform = {id(t): value for t in node.inputs if (value := _uniform(t)) is not None}
+        uniform = {id(t): value for t in node.inputs if (value := uniform_value(t)) is not None}
         data = [t for t in elementwise.data_inputs(node) if id(t) not in uniform]
         stairs = [self._find(t, depth, known) for t in data]
         if not any(stairs):
@@ -279,14 +279,16 @@ def _rounding(nodes: list[gs.Node], x: gs.Tensor, half: bool) -> Staircase | Non
     return Staircase(x, threshold, np.arange(first, last + 1).astype(kind), 0)
 
 
-def _uniform(tensor: gs.Tensor, depth: int = 8) -> Array | None:
+def uniform_value(tensor: gs.Tensor, depth: int = 8) -> Array | None:
     """The one value of a tensor that is a constant but for its shape: `ones_like`, and what is computed from it."""
     node = producer(tensor)
     if node is None or node.domain or not depth:
         return None
-    if node.op == "Expand":
+    if node.op in ("Expand", "Reshape"):
         value = constant_value(node.inputs[0])
-        return value.reshape(()) if value is not None and value.size == 1 else None
+        if value is None:
+            return uniform_value(node.inputs[0], depth - 1)
+        return value.reshape(()) if value.size == 1 else None
     if node.op == "ConstantOfShape":
         given = node.attrs.get("value")
         value = np.zeros(1, np.float32) if given is None else np.asarray(getattr(given, "values", given))
@@ -295,7 +297,7 @@ def _uniform(tensor: gs.Tensor, depth: int = 8) -> Array | None:
         return None
     operands: list[Array | None] = []
     for t in node.inputs:
-        value = constant_value(t) if isinstance(t, gs.Constant) else _uniform(t, depth - 1)
+        value = constant_value(t) if isinstance(t, gs.Constant) else uniform_value(t, depth - 1)
         if not t.is_empty() and (value is None or value.size != 1):
             return None
         operands.append(None if t.is_empty() else value)
