@@ -254,7 +254,7 @@ LIMITS = np.zeros((4, 1), F32)
         (one_node("Quant", (2, 4), [ONE, ZERO, F32(2.5)], **QUANT), "not a whole number from 1 to 32"),
         (one_node("Quant", (2, 4), [ONE, ZERO, F32(np.nan)], **QUANT), "not a whole number from 1 to 32"),
         (one_node("Quant", (2, 4), [ONE, ZERO, np.complex64(2)], **QUANT), "not a whole number from 1 to 32"),
-        (one_node("Quant", (2, 4), [ONE, ZERO, "2"], **QUANT), "not a whole number from 1 to 32"),
+        (one_node("Quant", (2, 4), [ONE, ZERO, np.asarray("2", object)], **QUANT), "not a whole number from 1 to 32"),
         (one_node("Quant", (2, 4), [ONE, ZERO, TWO], signed=1), "`signed` and `narrow` are not both there and 0 or 1"),
         (one_node("Quant", (2, 4), [ONE, ZERO, TWO], signed=1, narrow=0.5), "`narrow` is unknown, or of an unknown"),
         (one_node("Quant", (2, 4), [ONE, ZERO, TWO], **QUANT | {"rounding_mode": "DPU"}), "rounding mode 'DPU' is"),
