@@ -244,7 +244,7 @@ def _infer(model: onnx.ModelProto, rules: Mapping[str, Rule]) -> shapes.Shapes:
     for node in original:
         rule = rules.get(_operator(node), _not_known)
         if rule is not _not_known and node.input and node.output:
-            product = rule is _xnor_popcount_matmul and len(node.input) > 1
+            product = rule is _xnor_popcount_matmul
             op, inputs = ("MatMul", node.input[:2]) if product else ("Identity", node.input[:1])
             node = helper.make_node(op, inputs, node.output[:1])
         model.graph.node.append(node)

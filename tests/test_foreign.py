@@ -435,6 +435,17 @@ def channels_last() -> onnx.ModelProto:
     return b.model(x, 6, 6, 8)
 
 
+def four_levels() -> onnx.ModelProto:
+    """Activations of two bits: three thresholds a channel, counted."""
+    b = Qonnx(np.random.default_rng(7))
+    x = "x"
+    for spread, outputs in ((1, 40), (8, 10)):
+        limits = np.sort(b.rng.normal(size=(40, 3)) * spread).astype(F32)
+        x = b.foreign("MultiThreshold", x, b.constant(limits), domain=FINN, out_dtype="UINT2")
+        x = b.node("MatMul", x, b.constant(b.signs(40, outputs)))
+    return b.model(x, 40)
+
+
 NETWORKS = {
     "tfc": (tfc(1.0), 3),
     "tfc-scaled": (tfc(0.5), 3),
@@ -444,6 +455,7 @@ NETWORKS = {
     "cnv": (cnv(), 3),
     "popcounts": (popcounts(), 3),
     "channels-last": (channels_last(), 2),
+    "four-levels": (four_levels(), 2),
 }
 
 
