@@ -24,10 +24,15 @@ from binarize_onnx.passes.fold_threshold import FoldThreshold
 from binarize_onnx.passes.fuse_bits import FuseBits, SharePacks
 from binarize_onnx.passes.fuse_epilogue import FuseEpilogue
 from binarize_onnx.passes.ideal_affine import IdealAffine
+from binarize_onnx.passes.level_last import LevelLast
 from binarize_onnx.passes.lower_layers import LowerLayers
+from binarize_onnx.passes.move_words import MoveWords
+from binarize_onnx.passes.one_dimension import OneDimension
 from binarize_onnx.passes.pool_on_bits import PoolOnBits
 from binarize_onnx.passes.recognise_layers import Filter, RecogniseLayers
+from binarize_onnx.passes.run_time_threshold import RunTimeThreshold
 from binarize_onnx.passes.stack_terms import StackTerms
+from binarize_onnx.passes.transposed_conv import TransposedConv
 
 ONNX_VERSION = tuple(int(part) for part in onnx.__version__.split(".")[:2])
 if ONNX_VERSION < (1, 23):
@@ -44,11 +49,16 @@ PASSES: dict[str, Callable[[Context], Pass[Any]]] = {
     "FuseBits": FuseBits,
     "FuseEpilogue": FuseEpilogue,
     "IdealAffine": IdealAffine,
+    "LevelLast": LevelLast,
     "LowerLayers": LowerLayers,
+    "MoveWords": MoveWords,
+    "OneDimension": OneDimension,
     "PoolOnBits": PoolOnBits,
     "RecogniseLayers": lambda context: RecogniseLayers(context, Filter()),
+    "RunTimeThreshold": RunTimeThreshold,
     "SharePacks": SharePacks,
     "StackTerms": StackTerms,
+    "TransposedConv": TransposedConv,
 }
 
 

@@ -75,7 +75,7 @@ def _step(tensor: gs.Tensor, depth: int, known: dict[int, Interval]) -> Interval
             return -high, -low
         case "Sign":
             return float(np.sign(low)), float(np.sign(high))
-        case "Add" | "Sub" | "Mul" if len(given) == 2:
+        case "Add" | "Sub" | "Mul" | "Div" if len(given) == 2:
             return _arithmetic(node.op, given[0], given[1])
         case op if op in MOVES or op in AVERAGES:
             # Averages round; what is not negative stays so, and so does what is not positive.
@@ -84,7 +84,9 @@ def _step(tensor: gs.Tensor, depth: int, known: dict[int, Interval]) -> Interval
 
 
 def _arithmetic(op: str, left: Interval, right: Interval) -> Interval:
-    """The ends of x + y, x - y or x * y, rounded as float32 rounds; nothing is known where an end is no number."""
+    """The ends of x + y, x - y, x * y or x / y, rounded as float32 rounds; nothing is known where one is no number."""
+    if op == "Div" and right[0] <= 0 <= right[1]:
+        return ANYTHING
     pairs = [(np.float32(a), np.float32(b)) for a in left for b in right]
     with np.errstate(all="ignore"):
         match op:
@@ -92,6 +94,8 @@ def _arithmetic(op: str, left: Interval, right: Interval) -> Interval:
                 ends = [a + b for a, b in pairs]
             case "Sub":
                 ends = [a - b for a, b in pairs]
+            case "Div":
+                ends = [a / b for a, b in pairs]
             case _:  # 0 times infinity is 0 here: an element that is 0 stays 0
                 ends = [np.float32(0) if a == 0 or b == 0 else a * b for a, b in pairs]
     if any(np.isnan(e) for e in ends):

@@ -151,14 +151,14 @@ class FuseEpilogue(Pass[Fusion]):
             gates = slot == "gate" and _broadcasts(self.context.shape(operand), shape)
             return operand if gates else None
         vector = _vector(values, axis, rank)
-        if slot == "gate":  # a constant for each channel has its place in front, in the scale
+        scale = constant_value(layer.inputs[SLOTS["scale"]])
+        if slot == "gate":  # a constant for each channel has its place in front, in the scale, where that is one
             known = self.context.known.get(layer.outputs[0].name, ())
-            varies = vector is None and values.dtype == np.float32 and _broadcasts(values.shape, known)
-            return operand if varies else None
+            fits = values.dtype == np.float32 and _broadcasts(values.shape, known)
+            return operand if fits and (vector is None or scale is None) else None
         if vector is None or vector.size not in (1, self.context.known_dim(layer.outputs[0], axis)):
             return None
         if slot == "scale":
-            scale = constant_value(layer.inputs[SLOTS["scale"]])
             if scale is None or scale.shape[0] != 1:  # several terms already have their scales
                 return None
             full = np.broadcast_to(vector, (shape[axis],))

@@ -38,7 +38,7 @@ def dot_length(node: gs.Node, context: Context) -> int | None:
 def unfit_product(node: gs.Node, context: Context) -> Reason | None:
     """Why the product of two binary activations cannot run on bits; None if it can.
 
-    An XnorMatMul has one scale a column and one word for every 32 products, so both counts are fixed in the file.
+    An XnorMatMul states the length of its dot products, which is therefore fixed in the file.
     """
     a, b = node.inputs
     ranks = [len(context.shape(t) or ()) for t in (a, b)]
@@ -46,9 +46,8 @@ def unfit_product(node: gs.Node, context: Context) -> Reason | None:
         words = "the rank of its inputs is unknown, or below 2; --input-shape may settle it"
         return Reason(Code.DYNAMIC_SHAPE, words)
     length = dot_length(node, context)
-    if length is None or context.known_dim(b, -1) is None:
-        missing = "length of its dot products" if length is None else "number of its columns"
-        words = f"it multiplies two activations, and the {missing} is only known at run time; --input-shape fixes it"
+    if length is None:
+        words = "the length of its dot products is only known at run time; --input-shape fixes it"
         return Reason(Code.DYNAMIC_SHAPE, words)
     if level_behind(b) is not None or low_value(b) != -1:
         return Reason(Code.MIXED_SIGNS, f"its right operand `{b.name}` is not of signs -1 and 1")

@@ -72,13 +72,13 @@ class LowerLayers(Pass[Site]):
         data = pack_input(site, context, rank, axis=1 if convolution else rank - 1)
         k = dot_length(node, context)
         assert k is not None
-        mask: gs.Tensor | None = None
+        mask, columns = None, None
         name = node.inputs[1].name.removesuffix(".signs")
         if weights is None:
             axis = _rank(node.inputs[1], context) - 2
             packed: gs.Tensor = pack_binary(node.inputs[1], context, axis + 2, axis)
-            outputs, words = context.known_dim(node.inputs[1], -1), bits.word_count(k)
-            assert outputs is not None
+            columns, words = context.known_dim(node.inputs[1], -1), bits.word_count(k)
+            outputs = columns or 1
         else:
             k_axis = 1 if convolution else 0
             packed = context.constant(f"{name}.bits", bits.pack(weights > 0, k_axis))
@@ -88,6 +88,8 @@ class LowerLayers(Pass[Site]):
         epilogue = neutral_epilogue(context, convolution, outputs, words)
         if mask is not None:
             epilogue["mask"] = mask
+        if weights is None and columns is None:
+            epilogue["scale"] = scale_at_run_time(context, packed, epilogue["scale"])
         if planes is not None:
             epilogue["combine"] = context.constant(f"{name}.combine", planes[1])
         x_low = low_value(site.data)
@@ -122,6 +124,20 @@ def _rank(tensor: gs.Tensor, context: Context) -> int:
     return len(shape)
 
 
+def scale_at_run_time(context: Context, columns: gs.Tensor, one: gs.Tensor) -> gs.Tensor:
+    """A scale of 1 for each of the columns of a packed matrix whose number only run time knows: `[1, 1, N]`."""
+    size, last, dims, scale = (
+        context.variable(f"{columns.name}.{part}", dtype=kind)
+        for part, kind in (("size", np.int64), ("last", np.int64), ("scale.shape", np.int64), ("scale", np.float32))
+    )
+    context.insert("Shape", [columns], [size])
+    at = [context.constant(f"last.{key}", np.asarray([v], np.int64)) for key, v in (("start", -1), ("end", 1 << 31))]
+    context.insert("Slice", [size, *at], [last])
+    context.insert("Concat", [context.constant("ones", np.ones(2, np.int64)), last], [dims], attrs={"axis": 0})
+    context.insert("Expand", [one, dims], [scale])
+    return scale
+
+
 def neutral_epilogue(context: Context, convolution: bool, outputs: int, words: int) -> dict[str, gs.Tensor]:
     """All thirteen epilogue inputs, each the constant that changes nothing."""
     make = opset.conv_neutral if convolution else opset.matmul_neutral
@@ -153,7 +169,7 @@ def pack_input(site: Site, context: Context, rank: int, axis: int) -> gs.Tensor:
     if site.level is None or planes is None:
         return pack_binary(site.data, context, rank, axis)
     thresholds = with_plane_axis(np.sort(site.level.threshold, axis=0), rank, axis)
-    return insert_pack(context, site.level.x, thresholds, planes[0], None, axis, site.data.name)
+    return insert_pack(context, site.level.x, thresholds, planes[0], None, axis, f"{site.data.name}.levels")
 
 
 def pack_binary(tensor: gs.Tensor, context: Context, rank: int, axis: int) -> gs.Tensor:

@@ -119,7 +119,10 @@ class MoveWords(Pass["Moved | Twice"]):
         outer, inner = _perm(node), _perm(first)
         if bits is None or node.inputs[0].dtype != np.uint32 or outer is None or inner is None:
             return None
-        return Twice(node, first.inputs[0], [inner[p] for p in outer])
+        perm = [inner[p] for p in outer]
+        if perm == sorted(perm) and self.context.escapes(node.outputs[0]):
+            return None
+        return Twice(node, first.inputs[0], perm)
 
     def _over_transpose(self, pack: Pack, mover: gs.Node) -> Moved | None:
         perm = _perm(mover) or list(range(pack.rank))[::-1]

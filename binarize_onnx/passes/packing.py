@@ -10,6 +10,8 @@ import onnx_graphsurgeon as gs
 from binarize_onnx import opset
 from binarize_onnx.passes.base import Array, Context, along_axis, constant_value
 
+WORD_OPS = frozenset({"Concat", "PackedMaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+
 
 @dataclass(frozen=True)
 class Pack:
@@ -66,6 +68,6 @@ def layers_reading(tensor: gs.Tensor) -> list[str]:
     for node in tensor.outputs:
         if node.op in ("XnorConv", "XnorMatMul"):
             names.append(node.name)
-        elif node.op in ("PackedMaxPool", "Reshape"):
+        elif node.op in WORD_OPS:
             names += layers_reading(node.outputs[0])
     return names

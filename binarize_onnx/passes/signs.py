@@ -26,6 +26,7 @@ from binarize_onnx.thresholds import after
 CARRIERS = frozenset({"MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze"})
 
 DEEPEST = 200  # Concat and Pad nodes between a sign and a layer
+HIGHEST_RANK = 64
 MOST_LEVELS = 63  # thresholds of a multi-bit activation: 6 bits
 
 # Spread of values that still count as one: the rounding of a few float32 products.
@@ -235,9 +236,14 @@ def classify(stairs: Staircase, output: gs.Tensor) -> Sign | Level | NotBinary:
         x_low=0 if abs(bottom) <= spread else -1,
         scale=float(np.float32(top)),
         zero_differs=len(stairs.threshold) == 2,
-        rank=stairs.rank,
+        rank=_rank(stairs),
         minus=stairs.minus,
     )
+
+
+def _rank(stairs: Staircase) -> int:
+    """The rank of the constants; as high as it gets where it is only known at run time."""
+    return HIGHEST_RANK if stairs.expanded else stairs.rank
 
 
 def _is_point(stairs: Staircase) -> bool:
@@ -260,7 +266,7 @@ def _level(stairs: Staircase, values: Array, output: gs.Tensor) -> Level | NotBi
     if scale <= 0 or np.any(np.abs(values - wanted) > SAME_VALUE * values[-1]) or stairs.minus is not None:
         words = f"`{output.name}` has {count + 1} values that are not equal steps up from 0"
         return NotBinary(Code.ACTIVATION_VALUES, words)
-    return Level(output, stairs.x, stairs.threshold, float(np.float32(scale)), stairs.rank)
+    return Level(output, stairs.x, stairs.threshold, float(np.float32(scale)), _rank(stairs))
 
 
 def _one_value(values: Iterable[float]) -> bool:

@@ -32,6 +32,7 @@ _DEEPEST = 64
 
 # The residue of a straight-through estimator rounds at the size of R: up to here the sum keeps 20 bits of a unit sign.
 RESIDUE_BOUND = 16.0
+ROUNDINGS = frozenset({"Cast", "Ceil", "Floor", "QuantizeLinear", "Round"})
 _PROBES = np.concatenate([np.linspace(-4, 4, 161), np.logspace(-6, 9, 151), -np.logspace(-6, 9, 151)])
 
 
@@ -45,6 +46,7 @@ class Staircase:
         values: [P + 1, ...] of the tensor's own type.
         rank: the highest among the constants: one above that of x would give the tensor more axes than x has.
         residue: the bound of R, where a residue was taken off; 0 where none was.
+        expanded: whether constants of a run-time shape took part, which may have more axes or larger ones than x.
     """
 
     x: gs.Tensor
@@ -53,6 +55,7 @@ class Staircase:
     rank: int
     minus: gs.Tensor | None = None
     residue: float = 0.0
+    expanded: bool = False
 
 
 class Staircases:
@@ -97,13 +100,14 @@ class Staircases:
             size = None if found is None else self._residue_size(residue, found.x)
             if found is not None and size is not None:
                 return replace(found, residue=max(found.residue, size))
-        data = elementwise.data_inputs(node)
+        uniform = {id(t): value for t in node.inputs if (value := _uniform(t)) is not None}
+        data = [t for t in elementwise.data_inputs(node) if id(t) not in uniform]
         stairs = [self._find(t, depth, known) for t in data]
         if not any(stairs):
-            return self._first_step(node, data)
+            return None if uniform or not data else self._first_step(node, data)
         if any(s is None for s in stairs):
             return None
-        return _evaluated(node, {id(t): s for t, s in zip(data, stairs, strict=True) if s is not None})
+        return _evaluated(node, {id(t): s for t, s in zip(data, stairs, strict=True) if s is not None}, uniform)
 
     def _first_step(self, node: gs.Node, data: list[gs.Tensor]) -> Staircase | None:
         """A node that makes few values from many: a sign, a comparison, a rounding of a bounded tensor."""
@@ -117,12 +121,17 @@ class Staircases:
             return _sign(x, np.asarray([-1, 0, 1], np.float16 if half else np.float32))
         if node.op == "Cast" and int(node.attrs.get("to", 0)) == TensorProto.BOOL:
             return _sign(x, np.asarray([True, False, True]))
-        if node.op in ("Round", "Floor", "Ceil", "Cast", "QuantizeLinear"):
-            return _rounding(node, x, half)
+        if node.op in ROUNDINGS:
+            return _rounding([node], x, half)
+        inner = producer(x)
+        if node.op == "Clip" and inner is not None and not inner.domain and inner.op in ROUNDINGS - {"QuantizeLinear"}:
+            return _rounding([inner, node], inner.inputs[0], half)
         return None
 
-    def _residue_size(self, residue: gs.Tensor, x: gs.Tensor | None) -> float | None:
+    def _residue_size(self, residue: gs.Tensor | None, x: gs.Tensor | None) -> float | None:
         """How large R gets, if that is small enough to be taken off."""
+        if residue is None:
+            return 0.0
         low, high = bounds(residue)
         size = max(-low, high)
         if not size <= RESIDUE_BOUND and x is not None:
@@ -130,8 +139,11 @@ class Staircases:
         return size if size <= RESIDUE_BOUND or self._any_residue else None
 
 
-def _residues(node: gs.Node) -> Iterator[tuple[gs.Tensor, gs.Tensor]]:
-    """Every `(S, R)` for which the node is `(S - R) + R`, `(S + R) - R` or `S + (R - R)`, in any order of summands."""
+def _residues(node: gs.Node) -> Iterator[tuple[gs.Tensor, gs.Tensor | None]]:
+    """Every `(S, R)` for which the node is `(S - R) + R` or `(S + R) - R`, in any order of summands.
+
+    R is None for `S + (R - R)`, which rounds nothing.
+    """
     if node.op not in ("Add", "Sub") or len(node.inputs) != 2:
         return
     left, right = node.inputs
@@ -142,7 +154,7 @@ def _residues(node: gs.Node) -> Iterator[tuple[gs.Tensor, gs.Tensor]]:
         a, b = inner.inputs
         if node.op == "Add" and inner.op == "Sub":
             if _same(a, b):
-                yield other, a
+                yield other, None
             elif _same(b, other):
                 yield a, b
         elif node.op == "Sub" and inner.op == "Add":
@@ -230,34 +242,65 @@ def _comparison(node: gs.Node, data: list[gs.Tensor]) -> Staircase | None:
     return _reached(x, c if at_bound else np.asarray(after(c)), greater)
 
 
-def _rounding(node: gs.Node, x: gs.Tensor, half: bool) -> Staircase | None:
-    """A monotone function with whole results, of a tensor with known bounds: each step found by bisection."""
-    low, high = bounds(x)
-    if not np.isfinite(low) or not np.isfinite(high) or max(-low, high) > 2.0**30:
-        return None
+def _rounding(nodes: list[gs.Node], x: gs.Tensor, half: bool) -> Staircase | None:
+    """A monotone function of x with few whole results, each step found by bisection.
+
+    Args:
+        nodes: a rounding, and a Clip behind it if x itself has no bounds.
+        x: what is rounded.
+        half: whether x is float16.
+    """
+    largest = float(np.finfo(np.float16 if half else np.float32).max)
+    low, high = (float(np.clip(end, -largest, largest)) for end in bounds(x))
 
     def values(v: Array) -> Array | None:
-        constants = [constant_value(t) for t in node.inputs[1:]]
-        return elementwise.apply(node, [v, *constants])
+        result: Array | None = v
+        for node in nodes:
+            constants = [None if t.is_empty() else constant_value(t) for t in node.inputs[1:]]
+            result = None if result is None else elementwise.apply(node, [result, *constants])
+        return result
 
     ends = values(np.asarray([low, high], np.float32))
-    whole = ends is not None and (ends.dtype.kind in "iu" or node.op != "Cast")
-    if ends is None or not whole or not np.all(np.isfinite(ends)):
+    whole = ends is not None and (ends.dtype.kind in "iu" or nodes[0].op != "Cast")
+    if ends is None or not whole or not np.all(np.isfinite(ends) & (ends == np.rint(ends))):
         return None
     first, last = (int(e) for e in ends)
-    if last - first >= MOST_STEPS:
+    if not 0 < last - first < MOST_STEPS or max(-first, last) > 1 << 20:
         return None
     wanted = np.arange(first + 1, last + 1, dtype=np.float32)
 
     def chain(v: Array) -> Array:
-        clipped = np.clip(v, np.float32(low), np.float32(high))
-        result = values(clipped)
+        result = values(np.clip(v, np.float32(low), np.float32(high)))
         assert result is not None
         return result.astype(np.float32)
 
     threshold, _ = fold(chain, wanted, np.zeros(wanted.shape, np.bool_))
     kind = np.float16 if half and ends.dtype == np.float32 else ends.dtype
     return Staircase(x, threshold, np.arange(first, last + 1).astype(kind), 0)
+
+
+def _uniform(tensor: gs.Tensor, depth: int = 8) -> Array | None:
+    """The one value of a tensor that is a constant but for its shape: `ones_like`, and what is computed from it."""
+    node = producer(tensor)
+    if node is None or node.domain or not depth:
+        return None
+    if node.op == "Expand":
+        value = constant_value(node.inputs[0])
+        return value.reshape(()) if value is not None and value.size == 1 else None
+    if node.op == "ConstantOfShape":
+        given = node.attrs.get("value")
+        value = np.zeros(1, np.float32) if given is None else np.asarray(getattr(given, "values", given))
+        return value.reshape(()) if value.size == 1 else None
+    if not elementwise.is_elementwise(node):
+        return None
+    operands: list[Array | None] = []
+    for t in node.inputs:
+        value = constant_value(t) if isinstance(t, gs.Constant) else _uniform(t, depth - 1)
+        if not t.is_empty() and (value is None or value.size != 1):
+            return None
+        operands.append(None if t.is_empty() else value)
+    found = elementwise.apply(node, operands)
+    return None if found is None else found.reshape(())
 
 
 def _narrowed(stairs: Staircase) -> Staircase:
@@ -269,7 +312,7 @@ def _narrowed(stairs: Staircase) -> Staircase:
     return replace(stairs, threshold=stairs.threshold[always:], values=stairs.values[always:])
 
 
-def _evaluated(node: gs.Node, stairs: dict[int, Staircase]) -> Staircase | None:
+def _evaluated(node: gs.Node, stairs: dict[int, Staircase], uniform: dict[int, Array]) -> Staircase | None:
     """The node computed on the values of its staircases, which must be of one x."""
     first = next(iter(stairs.values()))
     if any(s.x is not first.x or s.minus is not first.minus for s in stairs.values()):
@@ -283,6 +326,8 @@ def _evaluated(node: gs.Node, stairs: dict[int, Staircase]) -> Staircase | None:
     for t in node.inputs:
         if t.is_empty():
             operands.append(None)
+        elif id(t) in uniform:
+            operands.append(_widened(uniform[id(t)][None], rank))
         elif id(t) in stairs:
             s = stairs[id(t)]
             operands.append(_reindexed(_widened(s.threshold, rank), _widened(s.values, rank), threshold))
@@ -294,7 +339,8 @@ def _evaluated(node: gs.Node, stairs: dict[int, Staircase]) -> Staircase | None:
     if values is None or values.shape[:1] != (len(threshold) + 1,):
         return None
     residue = max(s.residue for s in stairs.values())
-    return Staircase(first.x, threshold, values, rank, first.minus, residue)
+    expanded = bool(uniform) or any(s.expanded for s in stairs.values())
+    return Staircase(first.x, threshold, values, rank, first.minus, residue, expanded)
 
 
 def _widened(steps: Array, rank: int) -> Array:

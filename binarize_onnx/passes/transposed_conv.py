@@ -163,23 +163,30 @@ class TransposedConv(Pass[Site]):
         if rows == columns:
             context.insert("DepthToSpace", [x], [output], attrs={"blocksize": rows, "mode": "CRD"})
             return
-        # onnxruntime's DepthToSpace has one block size for both axes: spell it out, for any H and W.
-        name = output.name
+        # onnxruntime's DepthToSpace has one block size for both axes: spell it out.
+        phases, moved = (context.variable(f"{output.name}.{part}") for part in ("split", "moved"))
+        context.insert("Reshape", [x, self._shape(x, (0, outputs, rows, columns), (1, 1))], [phases])
+        context.insert("Transpose", [phases], [moved], attrs={"perm": [0, 1, 4, 2, 5, 3]})
+        context.insert("Reshape", [moved, self._shape(x, (0, outputs), (rows, columns))], [output])
+
+    def _shape(self, x: gs.Tensor, front: tuple[int, ...], factors: tuple[int, int]) -> gs.Tensor:
+        """The shape `[*front, H·factors[0], W·factors[1]]` for a Reshape, from x `[N, C, H, W]`."""
+        context = self.context
 
         def ints(*values: int) -> gs.Constant:
             return context.constant("ints", np.asarray(values, np.int64))
 
-        def step(op: str, *inputs: gs.Tensor, dtype: type = np.int64, **attrs: object) -> gs.Variable:
-            result = context.variable(f"{name}.{op}", dtype=dtype)
-            context.insert(op, inputs, [result], attrs=attrs)
-            return result
-
-        size = step("Slice", step("Shape", x), ints(2), ints(4), ints(0))
-        split = step("Concat", ints(0, outputs, rows, columns), size, axis=0)
-        phases = step("Reshape", x, split, dtype=np.float32)
-        moved = step("Transpose", phases, dtype=np.float32, perm=[0, 1, 4, 2, 5, 3])
-        target = step("Concat", ints(0, outputs), step("Mul", size, ints(rows, columns)), axis=0)
-        context.insert("Reshape", [moved, target], [output])
+        sizes = [context.known_dim(x, axis) for axis in (2, 3)]
+        if sizes.count(None) < 2:  # Reshape finds out one size by itself
+            return ints(*front, *(-1 if d is None else d * f for d, f in zip(sizes, factors, strict=True)))
+        shape, size, grown, target = (
+            context.variable(f"{x.name}.{part}", dtype=np.int64) for part in ("shape", "size", "grown", "target")
+        )
+        context.insert("Shape", [x], [shape])
+        context.insert("Slice", [shape, ints(2), ints(4)], [size])
+        context.insert("Mul", [size, ints(*factors)], [grown])
+        context.insert("Concat", [ints(*front), grown], [target], attrs={"axis": 0})
+        return target
 
     def _cut(self, rows: Phases, columns: Phases) -> list[gs.Tensor] | None:
         """The inputs of the Slice that leaves the layer's own outputs; None if that is all of them."""

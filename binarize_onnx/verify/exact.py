@@ -24,8 +24,8 @@ from binarize_onnx.verify.session import Runner
 class ExactCheck:
     """Tensors that the ideal graph and the file have in common, bit for bit.
 
-    Beside tensors of one name these are packed ones: `a.bits` of the file holds the bits of `a` in the ideal graph,
-    and so does `a.unpooled.bits` where `a` is a sign's output.
+    Beside tensors of one name these are packed ones: `a.bits` of the file holds the bits of `a` in the ideal graph, and
+    so do `a.unpooled.bits` and `a.unmoved.bits` where `a` is a sign's output. `a.2d` is `a` with a height of 1.
 
     Attributes:
         read_from_candidate: the inner tensors of the file that `compare` needs.
@@ -86,13 +86,15 @@ class ExactCheck:
         """What holds the bits of an ideal tensor in the file, if anything does; levels have more than one."""
         if is_sign(node) and node.op_type != "BinarySign":
             return None
-        names = [f"{name}.bits", *([f"{name}.unpooled.bits"] if is_sign(node) else [])]
+        ends = [".bits", *([".unpooled.bits", ".unmoved.bits"] if is_sign(node) else [])]
+        names = (name + height + end for height in ("", ".2d") for end in ends)
         return next((words for words in names if words in self._writers), None)
 
     def _packed_source(self, words: str) -> str:
         """What to read for packed words: of words that were flattened, the words before."""
         writer = self._writers[words]
-        return writer.input[0] if writer.op_type == "Reshape" and writer.input[0] in self._writers else words
+        flattened = writer.op_type == "Reshape" and writer.input[0].endswith(".unflattened.bits")
+        return writer.input[0] if flattened else words
 
     def _unpack(self, name: str, ideal: Array, words: Array) -> npt.NDArray[np.bool_] | None:
         """The bits in the ideal tensor's own shape; None if the words cannot hold that tensor."""
@@ -101,6 +103,8 @@ class ExactCheck:
         if name in self._flattened:
             lanes = bits.unpack(words, 1, words.shape[1] * bits.WORD)
             return lanes.reshape(ideal.shape) if lanes.size == ideal.size else None
+        if words.ndim == ideal.ndim + 1 and words.shape[2] == 1:
+            words = words.squeeze(2)
         for axis, length in enumerate(ideal.shape):
             if words.shape == (*ideal.shape[:axis], bits.word_count(length), *ideal.shape[axis + 1 :]):
                 return bits.unpack(words, axis, length)
