@@ -45,6 +45,8 @@ MOST_BITS = 32
 # of their own: 4-bit activations have 15.
 MOST_COMPARISONS = 15
 
+_OUT_OF_REACH = "those in subgraphs, and those that the file defines, stay as they are"
+
 # Types whose Where and GreaterOrEqual every onnxruntime has.
 SIGNED_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64)
 
@@ -66,12 +68,6 @@ def require_mappable(map_ops: Mapping[str, str]) -> None:
             raise UsageError(f"{operator} cannot be mapped to {target!r};", fix=form)
 
 
-def unused(map_ops: Mapping[str, str], model: onnx.ModelProto) -> list[str]:
-    """The operators of `map_ops` that no node has, in the graph, its subgraphs or its functions."""
-    present = {_operator(node) for node in _everywhere(model)} - _defined(model)
-    return [operator for operator in map_ops if operator not in present]
-
-
 def held(model: onnx.ModelProto, map_ops: Mapping[str, str] | None = None) -> list[str]:
     """The operators in the graph that are mapped or of `DOMAINS`, and have no definition in the file, sorted."""
     mapped = map_ops or {}
@@ -87,11 +83,12 @@ def translate(model: onnx.ModelProto, map_ops: Mapping[str, str] | None = None) 
         map_ops: what the caller's own operators are, `domain::Op` to one of `TARGETS`. They come first.
 
     Returns:
-        A note on each kind of node that stays as it is, and why.
+        Notes: each kind of node that stays as it is, and why; what `map_ops` names in vain.
     """
     graph, rules = model.graph, {name: _rule(name, map_ops or {}) for name in held(model, map_ops)}
+    idle = [f"--map-op {name} matches no node ({_OUT_OF_REACH})" for name in map_ops or {} if name not in rules]
     if not rules:
-        return []
+        return idle
     translation = _Translation(model, rules)
     left: dict[str, list[NodeProto]] = {}
     for node in list(graph.node):
@@ -105,7 +102,7 @@ def translate(model: onnx.ModelProto, map_ops: Mapping[str, str] | None = None) 
     graph.initializer.extend(translation.added)
     model.ir_version = max(model.ir_version, 4)  # before, every initializer had to be an input
     _drop_imports(model)
-    return [f"{words} ({_counted(nodes)})" for words, nodes in left.items()]
+    return [*(f"{words} ({_counted(nodes)})" for words, nodes in left.items()), *idle]
 
 
 class _Stays(Exception):
@@ -216,6 +213,14 @@ class _Translation:
         return name
 
 
+_NUMBERS: dict[int, Any] = {
+    AttributeProto.FLOAT: np.float32,
+    AttributeProto.FLOATS: np.float32,
+    AttributeProto.INT: np.int64,
+    AttributeProto.INTS: np.int64,
+}
+
+
 def _constant(node: NodeProto, known: Mapping[str, TensorProto]) -> TensorProto | None:
     """What a Constant node holds, or what an Identity hands on of a constant; None for anything else."""
     if node.domain not in checks.STANDARD or len(node.output) != 1:
@@ -225,13 +230,11 @@ def _constant(node: NodeProto, known: Mapping[str, TensorProto]) -> TensorProto 
     if node.op_type != "Constant" or len(node.attribute) != 1:
         return None
     attribute: AttributeProto = node.attribute[0]
-    if attribute.name == "value":
-        held: TensorProto = attribute.t
-        return held
-    if attribute.name in ("value_float", "value_floats", "value_int", "value_ints"):
-        dtype = np.float32 if "float" in attribute.name else np.int64
-        return numpy_helper.from_array(np.asarray(helper.get_attribute_value(attribute), dtype))
-    return None
+    if attribute.type == AttributeProto.TENSOR:
+        tensor: TensorProto = attribute.t
+        return tensor
+    dtype = _NUMBERS.get(attribute.type)
+    return None if dtype is None else numpy_helper.from_array(np.asarray(helper.get_attribute_value(attribute), dtype))
 
 
 def _infer(model: onnx.ModelProto, rules: Mapping[str, Rule]) -> shapes.Shapes:
@@ -324,7 +327,7 @@ def _quant(t: _Translation, node: NodeProto) -> None:
     given = t.value(width)
     if given is None:
         raise _Stays(f"its bit width `{width}` is computed at run time")
-    if given.size != 1 or given.reshape(-1)[0] not in range(1, MOST_BITS + 1):
+    if given.dtype.kind not in "fiu" or given.size != 1 or given.reshape(-1)[0] not in range(1, MOST_BITS + 1):
         raise _Stays(f"its bit width is not a whole number from 1 to {MOST_BITS}")
     bits, signed = int(given.reshape(-1)[0]), bool(attributes["signed"])
     y = _unless_neutral(t, "Div", x, scale, 1, f"{output}.scaled")

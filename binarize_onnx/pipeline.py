@@ -159,7 +159,7 @@ def inspect(model: io.ModelLike, config: Config | None = None) -> Report:
 def translate(model: onnx.ModelProto, config: Config) -> tuple[onnx.ModelProto, list[str]]:
     """The model as the passes start from it: prepared, inputs fixed, foreign and fused operators in standard ones.
 
-    Returns the model, which shares nothing with the given one, and notes on foreign nodes that stay as they are.
+    Returns a model of its own, and the notes of `foreign.translate`.
 
     Raises:
         ModelError: the model cannot be prepared, or only one processor could run it.
@@ -182,7 +182,7 @@ class _Compilation:
 
 def _compile(source: io.Source, config: Config) -> _Compilation:
     try:
-        prepared, left = translate(source.model, config)
+        prepared, foreign_notes = translate(source.model, config)
     except ModelError as error:
         if not config.allow_unchanged:
             raise
@@ -205,11 +205,7 @@ def _compile(source: io.Source, config: Config) -> _Compilation:
         model, size = source.model, source.size
     for layer in layers:
         _conclude(layer, context)
-    notes = [*_notes(source.model), *left, *taken, *_idle_choices(config, layers)]
-    notes += [
-        f"--map-op {operator} matches no node that the model leaves undefined"
-        for operator in foreign.unused(config.map_ops, source.model)
-    ]
+    notes = [*_notes(source.model), *foreign_notes, *taken, *_idle_choices(config, layers)]
     report = Report(layers, _summary(layers, source.size, size), signs, notes)
     return _Compilation(model, report, len(context.binary))
 

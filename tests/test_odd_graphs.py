@@ -245,6 +245,14 @@ def test_batchnorm_over_flattened_rows_of_a_layer() -> None:
     check(model, {"x": RNG.normal(size=(2, 3, 5)).astype(np.float32)})
 
 
+def test_a_popcount_correction_of_shapes_that_do_not_fit_is_left_alone() -> None:
+    nodes = [*sign("x", "s"), node("MatMul", "s w", "m"), node("Add", "m c", "a"), node("Mul", "a half", "y")]
+    constants = {"w": signs(8, 3), "c": np.ones(3, np.float32), "half": np.full(2, 0.5, np.float32)}
+    source = network(nodes, {"x": ["N", 8]}, {"y": 2}, constants)
+    ideal = convert(source, Config(emit="ideal")).model
+    assert [n.op_type for n in ideal.graph.node] == ["BinarySign", "MatMul", "Add", "Mul"]
+
+
 def test_a_function_of_another_opset_stays_a_call() -> None:
     body = [helper.make_node("Relu", ["a"], ["r"])]
     function = helper.make_function("local", "Block", ["a"], ["r"], body, [helper.make_opsetid("", 15)])

@@ -110,6 +110,23 @@ SIGNS: dict[str, tuple[str, str]] = {
     ),
 }
 
+# Activations whose values move by an offset: what a zero around them would be is none of their values.
+OFFSETS: dict[str, str] = {
+    "two values": "g = Less(x, zero)  s = Where(g, half, two)",
+    "two negative values": "g = Less(x, zero)  s = Where(g, mtwo, minus)",
+    "0 and less": "g = Less(x, zero)  s = Where(g, minus, zero)",
+    "three steps from -3 (MultiThreshold)": (
+        "a = GreaterOrEqual(x, minus)  b = GreaterOrEqual(x, zero)  c = Greater(x, beta)  i = Cast<to=1>(a)"
+        "  j = Cast<to=1>(b)  k = Cast<to=1>(c)  p = Add(i, j)  q = Add(p, k)  t = Mul(q, two)  s = Sub(t, three)"
+    ),
+    "tied thresholds": (
+        "a = GreaterOrEqual(x, minus)  b = GreaterOrEqual(x, half)  c = Greater(x, beta)  i = Cast<to=1>(a)"
+        "  j = Cast<to=1>(b)  k = Cast<to=1>(c)  p = Add(i, i)  q = Add(p, j)  r = Add(q, k)  s = Add(r, k)"
+    ),
+    "two signed bits (Quant)": "d = Mul(x, two)  k = Clip(d, mtwo, one)  r = Round(k)  s = Mul(r, half)",
+    "padded with the lower value": ("g = Less(x, zero)  a = Where(g, minus, two)  s = Pad(a, ring, minus)"),
+}
+
 # How the weights `w` come from `latent` [O, C, 3, 3], float32 around 0.
 WEIGHTS: dict[str, str] = {
     "signs": "w = Sign(latent)",
@@ -141,18 +158,19 @@ WEIGHTS: dict[str, str] = {
 }
 
 
-def model(sign: str, weights: str = "w = Sign(latent)", shape: str = "N, 40, 4, 4") -> onnx.ModelProto:
+def model(sign: str, weights: str = "w = Sign(latent)", pad: int = 1) -> onnx.ModelProto:
     text = f"""<ir_version: 8, opset_import: ["" : 17]>
-    g (float[{shape}] x) => (float[M, 6, H, W] y) {{
+    g (float[N, {C}, 4, 4] x) => (float[M, 6, H, W] y) {{
         {sign}
         {weights}
-        [layer] y = Conv<pads=[1, 1, 1, 1]>(s, w)
+        [layer] y = Conv<pads=[{pad}, {pad}, {pad}, {pad}]>(s, w)
     }}"""
     made = onnx.parser.parse_model(text)
     rng = np.random.default_rng(3)
     numbers = {"zero": 0, "one": 1, "minus": -1, "two": 2, "mtwo": -2, "half": 0.5, "quarter": 0.25, "three": 3}
     numbers |= {"tenth": 0.1, "ln2": float(np.log(2)), "small": 0.001}
     constants: dict[str, Array] = {name: np.asarray(value, np.float32) for name, value in numbers.items()} | {
+        "ring": np.asarray([0, 0, 1, 1, 0, 0, 1, 1]),
         "rows": np.asarray([6, -1]),
         "byte": np.asarray(0, np.int8),
         "beta": rng.integers(-3, 4, (1, C, 1, 1)).astype(np.float32) / 4,
@@ -204,6 +222,15 @@ def test_a_sign_in_every_spelling(form: str) -> None:
 @pytest.mark.parametrize("form", WEIGHTS)
 def test_weights_in_every_spelling(form: str) -> None:
     require_same(model("g = Less(x, zero)  s = Where(g, minus, one)", WEIGHTS[form]), planted(zeros=True))
+
+
+@pytest.mark.parametrize("form", OFFSETS)
+def test_values_moved_by_an_offset(form: str) -> None:
+    require_same(model(OFFSETS[form], pad=0), planted(zeros=True))
+    layer = convert(model(OFFSETS[form], pad=1), Config(allow_unchanged=True)).report.layers[0]
+    if form != "tied thresholds":  # which start from 0
+        assert layer.code == "activation-values"
+        assert "zeros around it" in layer.reason
 
 
 BROKEN = {

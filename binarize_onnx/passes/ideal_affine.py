@@ -171,6 +171,8 @@ class IdealAffine(Pass[Steps]):
         bound = accumulator_bound(acc, self.context)
         if bound is None or not _powers_of_two(scale) or np.any(c != np.round(c)):
             return None
+        if not (_broadcasts(c.shape, scale.shape) or _broadcasts(scale.shape, c.shape)):
+            return None
         if bound + float(np.max(np.abs(c))) >= 1 << 23:  # halves of larger sums would round
             return None
         return Steps(node, acc, [("Mul", scale), ("Add", (c * scale).astype(np.float32))])

@@ -6,6 +6,9 @@
     before   Gemm(Sign(x), alpha * B, bias, transB) | MatMul(Sign(x), alpha * B)
     after    Add(Mul(MatMul(BinarySign(x), B'), alpha), bias)
 
+    before   Conv(s * {0, 1} + d, alpha * B)                             no zeros around it
+    after    Add(Mul(Conv(BinarySign(x), B), s * alpha), d * alpha * sum(B))
+
     before   Conv(k * Sign(x), alpha * B)                                k one number a sample, known at run time
     after    Mul(Mul(Conv(BinarySign(x), B), alpha), k)
 
@@ -158,7 +161,12 @@ class RecogniseLayers(Pass[BinaryLayer]):
             if isinstance(found, Reason):
                 return found
             pads = found
-        wrong = unsupported(node, values, traced.levels, traced.scale, pads, self.context)
+        if traced.offset and (any(pads) or gates or node.op == "ConvTranspose"):
+            low, high = (f"{traced.offset + traced.scale * bit:.6g}" for bit in (traced.x_low, traced.levels))
+            words = f"its input has values from {low} to {high}: zeros around it are no multiple of their steps"
+            return Reason(Code.ACTIVATION_VALUES, words)
+        scale = traced.scale + abs(traced.offset)
+        wrong = unsupported(node, values, traced.levels, scale, pads, self.context)
         return wrong or BinaryLayer(node, data, pads, [traced], weights, gates)
 
     def _match_two_activations(self, node: gs.Node) -> BinaryLayer | Reason:
@@ -174,7 +182,7 @@ class RecogniseLayers(Pass[BinaryLayer]):
         first = self._tracer.trace(data)
         if isinstance(first, NotBinary):
             return self._no_sign(data, first, "its second operand is binary")
-        if first.levels > 1 or traced.levels > 1 or traced.x_low != -1:
+        if first.levels > 1 or traced.levels > 1 or traced.x_low != -1 or first.offset:
             words = f"both operands are activations, and only the first may be {{0, 1}}; `{right.name}` is not -1 and 1"
             return Reason(
                 Code.MIXED_SIGNS, words if traced.x_low != -1 else "it multiplies activations of several bits"
@@ -290,13 +298,17 @@ class RecogniseLayers(Pass[BinaryLayer]):
         if isinstance(site.weights, Weights):
             rank = site.weights.signs.ndim
             per_channel = (-1,) + (1,) * (rank - 2) if convolution else (-1,)
-            scale, bias = site.weights.scale * site.scale, layer_bias(node)
+            magnitude, bias = site.weights.scale, layer_bias(node)
             if node.op == "Gemm":
-                scale = scale * np.float32(node.attrs.get("alpha", 1.0))
+                magnitude = magnitude * np.float32(node.attrs.get("alpha", 1.0))
                 bias = None if bias is None else bias * np.float32(node.attrs.get("beta", 1.0))
+            scale = magnitude * site.scale
             if np.any(scale != 1):
                 step("Mul", scale.reshape(per_channel), "scale")
             steps += [("Mul", gate) for gate in site.gates]
+            if site.traced[0].offset:
+                sums = np.moveaxis(site.weights.signs, output_axis(node), 0).reshape(magnitude.size, -1).sum(axis=1)
+                step("Add", (magnitude * site.traced[0].offset * sums).reshape(per_channel), "offset")
             if bias is not None and np.any(bias != 0):
                 step("Add", bias.reshape(per_channel if bias.size > 1 else (1,) * len(per_channel)), "bias")
             weights: gs.Tensor = context.constant(f"{node.inputs[1].name}.signs", _oriented(site.weights.signs, node))
@@ -327,7 +339,7 @@ class RecogniseLayers(Pass[BinaryLayer]):
         if id(output) in self._units:
             return
         context, unit = self.context, output
-        if found.scale != 1 or context.types.get(output.name, TensorProto.FLOAT) != TensorProto.FLOAT:
+        if found.scale != 1 or found.offset or context.types.get(output.name, TensorProto.FLOAT) != TensorProto.FLOAT:
             unit = context.variable(f"{output.name}.sign", like=output)
         self._units[id(output)] = unit
         if isinstance(found, Sign):
@@ -389,9 +401,11 @@ class RecogniseLayers(Pass[BinaryLayer]):
         """The carrier once more, on unit inputs."""
         inputs = [*units, *node.inputs[len(units) :]]
         if node.op == "Pad" and len(inputs) > 2 and not inputs[2].is_empty():
-            value = constant_value(inputs[2])
+            value, traced = constant_value(inputs[2]), self._tracer.trace(node.inputs[0])
             assert value is not None, "tracing admits constants only"
-            inputs[2] = self.context.constant(f"{tensor.name}.value", np.sign(value).astype(np.float32))
+            assert isinstance(traced, Traced), "the scaled signs are where they were"
+            filled = np.rint((value - traced.offset) / traced.scale).astype(np.float32)
+            inputs[2] = self.context.constant(f"{tensor.name}.value", filled)
         unit = self.context.variable(f"{tensor.name}.sign", like=tensor)
         self.context.insert(node.op, inputs, [unit], attrs=dict(node.attrs))
         return unit

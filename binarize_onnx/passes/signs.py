@@ -2,6 +2,7 @@
 
     Sign     two values -s and s, or 0 and s          BinarySign, s behind the layer
     Level    0, s, 2s, ..., P s                       a multi-bit activation: Level, s behind the layer
+    either, all values moved by an offset             the offset times the sum of the weights behind the layer as well
 
 A three-valued `Sign` is a staircase whose middle step is one float wide: it counts as two-valued, and the report says
 what becomes of 0 there.
@@ -35,7 +36,7 @@ SAME_VALUE = 2.0**-21
 
 @dataclass(frozen=True)
 class Sign:
-    """A two-valued activation: bit = (x >= threshold) ^ flip, worth `scale` where set and x_low * scale where clear.
+    """A two-valued activation: bit = (x >= threshold) ^ flip; `offset` plus scale if set, x_low * scale if clear.
 
     `minus`, if there is one, is subtracted from x first. `zero_differs` tells that the source is three-valued: its own
     output at x = threshold is neither of the two. `rank` is the highest among the form's constants: one above that of x
@@ -48,6 +49,7 @@ class Sign:
     flip: Array
     x_low: int
     scale: float = 1.0
+    offset: float = 0.0
     zero_differs: bool = False
     rank: int = 0
     minus: gs.Tensor | None = None
@@ -55,12 +57,13 @@ class Sign:
 
 @dataclass(frozen=True)
 class Level:
-    """A multi-bit activation: `scale` times the number of thresholds (leading axis) that x reaches."""
+    """A multi-bit activation: `offset` and `scale` times the number of thresholds (leading axis) that x reaches."""
 
     output: gs.Tensor
     x: gs.Tensor
     threshold: Array
     scale: float = 1.0
+    offset: float = 0.0
     rank: int = 0
     minus: None = None
     x_low: int = 0
@@ -79,7 +82,7 @@ class Traced:
     """What a layer's input is made of.
 
     Attributes:
-        found: the signs that every element comes from, or the one level; all share `x_low` and `scale`.
+        found: the signs that every element comes from, or the one level; all share `x_low`, `scale` and `offset`.
     """
 
     found: tuple[Sign | Level, ...]
@@ -91,8 +94,13 @@ class Traced:
 
     @property
     def scale(self) -> float:
-        """What a set bit stands for."""
+        """What a set bit stands for, less the offset."""
         return self.found[0].scale
+
+    @property
+    def offset(self) -> float:
+        """What every element has on top."""
+        return self.found[0].offset
 
     @property
     def levels(self) -> int:
@@ -135,7 +143,7 @@ class Tracer:
     _known: dict[int, Traced | NotBinary] = field(default_factory=dict)
 
     def trace(self, tensor: gs.Tensor) -> Traced | NotBinary:
-        """The signs that a tensor's every element comes from; all share x_low and scale; Pads fill with one of them.
+        """The signs that a tensor's every element comes from; all share their values, and Pads fill with one of them.
 
         Every sign is found once, and every tensor traced once.
         """
@@ -183,7 +191,7 @@ class Tracer:
             return NotBinary(Code.MIXED_SIGNS, f"`{tensor.name}` joins activations of several bits")
         if len({f.x_low for f in every}) != 1:
             return NotBinary(Code.MIXED_SIGNS, f"`{tensor.name}` joins {{-1, 1}} signs with {{0, 1}} ones")
-        if not _one_value([f.scale for f in every]):
+        if not _one_value([f.scale for f in every]) or not _one_value([f.offset for f in every]):
             return NotBinary(Code.MIXED_SIGNS, f"`{tensor.name}` joins signs of different scales")
         return Traced(every)
 
@@ -192,7 +200,7 @@ class Tracer:
         if isinstance(traced, NotBinary):
             return traced
         filled = padding(node)
-        low, high = traced.x_low * traced.scale, traced.scale
+        low, high = (traced.offset + bit * traced.scale for bit in (traced.x_low, 1))
         if (
             filled is None
             or isinstance(traced.found[0], Level)
@@ -220,11 +228,10 @@ def classify(stairs: Staircase, output: gs.Tensor) -> Sign | Level | NotBinary:
         return Sign(output, stairs.x, never, flip, x_low=-1, scale=abs(float(np.float32(top))))
     if not np.all(near_top | near_bottom):
         return NotBinary(Code.ACTIVATION_VALUES, f"the values of `{output.name}` differ from channel to channel")
-    if top <= 0 or (abs(bottom + top) > spread and abs(bottom) > spread):
-        words = (
-            f"`{output.name}` has the values {_number(bottom)} and {_number(top)}, which are not -s and s, or 0 and s"
-        )
-        return NotBinary(Code.ACTIVATION_VALUES, words)
+    if abs(bottom + top) <= spread:
+        x_low, scale, offset = -1, top, 0.0
+    else:
+        x_low, scale, offset = 0, top - bottom, bottom if abs(bottom) > spread else 0.0
     low_is_top, high_is_top = near_top
     threshold = np.broadcast_to(stairs.threshold[0], np.broadcast_shapes(stairs.threshold.shape[1:], low_is_top.shape))
     constant = low_is_top == high_is_top
@@ -233,8 +240,9 @@ def classify(stairs: Staircase, output: gs.Tensor) -> Sign | Level | NotBinary:
         stairs.x,
         np.where(constant, np.float32(-np.inf), threshold).astype(np.float32),
         np.broadcast_to(~high_is_top, threshold.shape),
-        x_low=0 if abs(bottom) <= spread else -1,
-        scale=float(np.float32(top)),
+        x_low=x_low,
+        scale=float(np.float32(scale)),
+        offset=float(np.float32(offset)),
         zero_differs=len(stairs.threshold) == 2,
         rank=_rank(stairs),
         minus=stairs.minus,
@@ -255,18 +263,37 @@ def _is_point(stairs: Staircase) -> bool:
 
 
 def _level(stairs: Staircase, values: Array, output: gs.Tensor) -> Level | NotBinary:
-    """Equal steps up from 0."""
-    count = len(stairs.threshold)
-    scale = values[-1].reshape(-1)[0] / count
-    wanted = scale * np.arange(count + 1).reshape(-1, *(1,) * (values.ndim - 1))
-    if count > MOST_LEVELS:
-        return NotBinary(
-            Code.ACTIVATION_VALUES, f"`{output.name}` has {count + 1} values; {MOST_LEVELS + 1} are the most"
-        )
-    if scale <= 0 or np.any(np.abs(values - wanted) > SAME_VALUE * values[-1]) or stairs.minus is not None:
-        words = f"`{output.name}` has {count + 1} values that are not equal steps up from 0"
+    """Steps of one height, or of several at once, up from a first value."""
+    rise = values - values[:1]
+    top = float(rise.max())
+    unit = _common_measure(rise, SAME_VALUE * top)
+    steps = np.rint(rise / (unit or 1.0))
+    count = int(steps.max())
+    even = top > 0 and np.all(np.abs(rise - unit * steps) <= SAME_VALUE * top) and np.all(steps[-1] == count)
+    if not even or np.any(np.diff(steps, axis=0) < 0) or stairs.minus is not None or not _one_value(values[0].flat):
+        words = f"`{output.name}` has {len(values)} values that are not equal steps up from one"
         return NotBinary(Code.ACTIVATION_VALUES, words)
-    return Level(output, stairs.x, stairs.threshold, float(np.float32(scale)), _rank(stairs))
+    if count > MOST_LEVELS:
+        words = f"`{output.name}` has {count + 1} values; {MOST_LEVELS + 1} are the most"
+        return NotBinary(Code.ACTIVATION_VALUES, words)
+    # The j-th threshold is where j steps are reached first; a step that no x is on shares its threshold.
+    shape = np.broadcast_shapes(stairs.threshold.shape[1:], steps.shape[1:])
+    reached, full = (np.broadcast_to(a, a.shape[:1] + shape) for a in (steps, stairs.threshold))
+    first = [np.argmax(reached >= j, axis=0)[None] - 1 for j in range(1, count + 1)]
+    threshold = np.concatenate([np.take_along_axis(full, index, axis=0) for index in first])
+    offset = float(np.float32(values[0].flat[0]))
+    return Level(output, stairs.x, threshold, float(np.float32(top / count)), offset, _rank(stairs))
+
+
+def _common_measure(values: Array, rounding: float) -> float:
+    """The largest number of which all values are multiples, up to rounding: Euclid's algorithm; 0 if all are 0."""
+    found = 0.0
+    for value in np.unique(values):
+        rest = float(value)
+        while rest > rounding:
+            found, rest = (rest, found % rest) if found else (rest, 0.0)
+            rest = 0.0 if found - rest <= rounding else rest
+    return found
 
 
 def _one_value(values: Iterable[float]) -> bool:

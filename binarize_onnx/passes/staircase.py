@@ -27,6 +27,7 @@ from binarize_onnx.passes.base import Array, constant_value, producer
 from binarize_onnx.passes.bounds import bounds
 from binarize_onnx.thresholds import after, fold
 
+LARGEST_CONSTANT = 1 << 20  # elements of a constant beside a staircase: one a channel, or a place
 MOST_STEPS = 256  # thresholds of a staircase: an 8-bit activation
 _DEEPEST = 64
 
@@ -322,7 +323,7 @@ def _evaluated(node: gs.Node, stairs: dict[int, Staircase], uniform: dict[int, A
     constants = [constant_value(t) for t in node.inputs if isinstance(t, gs.Constant)]
     rank = max([s.rank for s in stairs.values()] + [c.ndim for c in constants if c is not None])
     threshold = _merged([_widened(s.threshold, rank) for s in stairs.values()])
-    if threshold is None or any(c is not None and c.size > 1 << 20 for c in constants):
+    if threshold is None or any(c is None or not 0 < c.size <= LARGEST_CONSTANT for c in constants):
         return None
     operands: list[Array | None] = []
     for t in node.inputs:
