@@ -7,8 +7,7 @@
     after    activation(Gemm(A, B, C))
 
 onnxruntime fuses them again when it loads the file. A node with an activation that is not among those below stays as
-it is. Models saved at its highest level hold convolutions whose weights are laid out for one processor: those are
-refused, since nothing else can read them.
+it is.
 """
 
 from __future__ import annotations
@@ -19,10 +18,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, helper, numpy_helper
 
-from binarize_onnx.errors import ModelError
-
 MICROSOFT = "com.microsoft"
-BLOCKED = "com.microsoft.nchwc"
 
 # Activations by the attributes that their parameters become, in onnxruntime's order.
 _PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -34,20 +30,6 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     "Clip": ("min", "max"),
 }
 _GEMM_PARAMETERS = ("activation_alpha", "activation_beta", "activation_gamma")
-
-
-def require_portable(model: onnx.ModelProto) -> None:
-    """Refuse a model whose weights are laid out for one processor.
-
-    Raises:
-        ModelError: it holds operators of onnxruntime's blocked layout.
-    """
-    for node in model.graph.node:
-        if node.domain == BLOCKED:
-            raise ModelError(
-                f"`{node.name or node.output[0]}` has weights that onnxruntime laid out for one processor;",
-                fix="convert the original, or save it at ORT_ENABLE_EXTENDED or a lower level.",
-            )
 
 
 def take_apart(model: onnx.ModelProto) -> None:

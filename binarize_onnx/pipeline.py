@@ -162,10 +162,9 @@ def translate(model: onnx.ModelProto, config: Config) -> tuple[onnx.ModelProto, 
     Returns a model of its own, and the notes of `foreign.translate`.
 
     Raises:
-        ModelError: the model cannot be prepared, or only one processor could run it.
+        ModelError: the model cannot be prepared.
         UsageError: `config.input_shapes` does not fit it.
     """
-    fused.require_portable(model)
     prepared = io.prepare(model)
     fused.take_apart(prepared)
     shapes.fix_inputs(prepared, config.input_shapes)

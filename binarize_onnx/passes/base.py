@@ -249,8 +249,8 @@ def producer(tensor: gs.Tensor) -> gs.Node | None:
 
 
 def constant_value(tensor: gs.Tensor) -> Array | None:
-    """The values of a constant; None for anything computed."""
-    return np.asarray(tensor.values) if isinstance(tensor, gs.Constant) else None
+    """The values of a constant; None for anything computed, and for text, which graphsurgeon cannot write once read."""
+    return np.asarray(tensor.values) if isinstance(tensor, gs.Constant) and tensor.dtype != object else None
 
 
 def split_operands(node: gs.Node) -> tuple[gs.Tensor, Array] | None:
