@@ -46,7 +46,7 @@ from binarize_onnx.verify.graphs import with_outputs
 VARIANTS = 8  # networks made from the same base
 COMPILED = 0.5  # how many of the runs are compiled to the end; the others stop at the ideal graph
 MOST_SIGNS = 4  # three-valued signs of which every combination is tried
-LARGEST = 2.0**24  # magnitude in units of the last place used, up to which float32 holds every number here
+EXACT = 2.0**22  # largest number in units of the finest: below this, with room for inner sums, float32 rounds nothing
 
 Convert = Callable[[onnx.ModelProto, Config], Result]
 Feed = dict[str, Array]
@@ -219,19 +219,21 @@ def _with_zeros(model: onnx.ModelProto, values: dict[str, float]) -> onnx.ModelP
         for index, name in enumerate(node.output):
             if not values.get(name):
                 continue
-            last, parts = decided.graph.node[-1], [f"{name}.{part}" for part in ("raw", "size", "top", "fill", "zero", "none")]
-            raw, size, top, fill, zero, none = parts
-            last.output[index] = raw
-            decided.graph.node.extend(
-                [
-                    helper.make_node("Abs", [raw], [size]),
-                    helper.make_node("ReduceMax", [size], [top], keepdims=0),
-                    helper.make_node("Constant", [], [none], value_float=0.0),
-                    helper.make_node("Equal", [raw, none], [zero]),
-                    helper.make_node("Identity" if values[name] > 0 else "Neg", [top], [fill]),
-                    helper.make_node("Where", [zero, fill, raw], [name]),
-                ]
-            )
+            made = {part: f"{name}.{part}" for part in ("raw", "size", "top", "flat", "one", "none", "fill", "zero")}
+            decided.graph.node[-1].output[index] = made["raw"]
+            for op, inputs, result, attributes in (
+                ("Constant", "", "none", {"value_float": 0.0}),
+                ("Constant", "", "one", {"value_float": values[name]}),
+                ("Abs", "raw", "size", {}),
+                ("ReduceMax", "size", "top", {"keepdims": 0}),
+                ("Equal", "top none", "flat", {}),  # nothing but zeros: the magnitude is taken for 1
+                ("Mul", "top one", "fill", {}),
+                ("Where", "flat one fill", "fill ", {}),
+                ("Equal", "raw none", "zero", {}),
+            ):
+                outputs = [made.get(result, f"{name}.{result}")]
+                decided.graph.node.append(helper.make_node(op, [made[i] for i in inputs.split()], outputs, **attributes))
+            decided.graph.node.append(helper.make_node("Where", [made["zero"], f"{name}.fill ", made["raw"]], [name]))
     return decided
 
 
@@ -275,11 +277,12 @@ def _all_finite(found: Case) -> bool:
 
 
 def _rounds(found: Case) -> bool:
-    """Whether the source has numbers of so different sizes that float32 may round their sums."""
-    values = [v for v in _inner(found) if v.dtype == np.float32]
-    largest = max((float(np.abs(v).max(initial=0)) for v in values), default=0.0)
-    steps = [float(np.abs(f[f != 0]).min(initial=np.inf)) for v in values if (f := v - np.round(v * 16) / 16).size]
-    return largest >= LARGEST / 4096 or min(steps, default=np.inf) < 2.0**-11
+    """Whether float32 may round: the largest number inside is 2^22 times the unit that all numbers are multiples of."""
+    values = np.concatenate([np.zeros(1, np.float32), *(v.reshape(-1) for v in _inner(found) if v.dtype == np.float32)])
+    mantissa, exponent = np.frexp(values[values != 0])
+    whole = (np.abs(mantissa) * 2**24).astype(np.int64)
+    units = np.ldexp((whole & -whole).astype(np.float64), exponent - 24)
+    return float(np.abs(values).max()) > EXACT * float(units.min(initial=np.inf))
 
 
 # --- The campaign ----------------------------------------------------------------------------------------------------

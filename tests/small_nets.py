@@ -196,8 +196,8 @@ def plain(net: Net, random: Random, x: str, shape: Shape) -> str:
 
 
 def larq(net: Net, random: Random, x: str, shape: Shape) -> str:
-    """Sign(Sign(x) + 0.1): zero counts as +1."""
-    return net.add("Sign", net.add("Add", net.add("Sign", x), net.constant(0.1)))
+    """Sign(Sign(x) + 0.125) (exporters write 0.1): zero counts as +1."""
+    return net.add("Sign", net.add("Add", net.add("Sign", x), net.constant(0.125)))
 
 
 def bitorch(net: Net, random: Random, x: str, shape: Shape) -> str:
