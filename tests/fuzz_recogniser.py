@@ -333,10 +333,12 @@ class Tally:
         return "\n".join(lines)
 
 
-def campaign(runs: int, seed: int, convert: Convert = convert) -> Tally:
-    """Put `runs` changed networks through the compiler."""
+def campaign(runs: int, seed: int, convert: Convert = convert, most: int = 20) -> Tally:
+    """Put `runs` changed networks through the compiler, until `most` findings are made."""
     tally = Tally()
     for run in range(runs):
+        if len(tally.findings) >= most:
+            break
         found = case(seed, run)
         compiled = bool(np.random.default_rng([seed, run, 2**30]).random() < COMPILED)
         try:
