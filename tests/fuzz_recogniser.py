@@ -384,7 +384,7 @@ def shrunk(seed: int, run: int, error: Exception, convert: Convert) -> Finding:
 
     def fails(candidate: Case) -> bool:
         try:
-            examine(candidate, True, convert)
+            examine(candidate, "converted" in str(error), convert)
         except Exception as again:
             return type(again) is type(error) and str(again)[:30] == str(error)[:30]
         return False

@@ -543,7 +543,7 @@ def automatic_pads(net: Net, random: Random) -> bool:
         pads, kernel = attribute(node, "pads", []), attribute(node, "kernel_shape", [])
         if not any(pads):
             return "VALID"
-        same = all(k == 3 for k in kernel) and all(p == 1 for p in pads) and all(s == 1 for s in attribute(node, "strides", []))
+        same = len(kernel) > 0 and all(k == 3 for k in kernel) and all(p == 1 for p in pads) and all(s == 1 for s in attribute(node, "strides", []))
         return "SAME" if same else ""
 
     node = some_node(net, random, "Conv", where=lambda n: bool(mode(n)) and attribute(n, "auto_pad") is None)

@@ -294,9 +294,11 @@ def weights(net: Net, random: Random, shape: Shape, axis: int) -> str:
         return net.constant(signs * alpha)
     # Real weights whose mean magnitude is dyadic: a power of two many, or all of one magnitude.
     many = int(np.prod(shape)) // shape[axis]
-    magnitude = random.choice(np.asarray([0.5, 1, 1.5], np.float32), shape) if many & (many - 1) == 0 else alpha
+    dyadic = many & (many - 1) == 0
+    magnitude = random.choice(np.asarray([0.5, 1, 1.5], np.float32), shape) if dyadic else alpha
     real = net.constant(signs * magnitude)
-    kind = pick(random, ("sign", "residue", "xnor", "constant scale"))
+    kinds = ["sign", "residue", "constant scale"] + ["xnor"] * (dyadic or bool(np.all(signs)))
+    kind = pick(random, kinds)
     sign = net.add("Sign", real)
     if kind == "residue":
         clipped = net.add("Clip", real, net.constant(-1), net.constant(1))
