@@ -250,7 +250,8 @@ def other_step(net: Net, random: Random) -> bool:
                 bounds = sorted(pick(random, (-1.0, -0.5, 0.0)) + 1.0 * i for i in range(2))
                 return net.add("Clip", x, *(net.constant(b) for b in bounds))
             case "Cast":
-                kind = pick(random, (TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT16))
+                kinds = (TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT16, TensorProto.DOUBLE)
+                kind = pick(random, (*kinds, TensorProto.INT8, TensorProto.UINT8))
                 return net.add("Cast", net.add("Cast", x, to=kind), to=FLOAT)
             case "LeakyRelu":
                 return net.add("LeakyRelu", x, alpha=0.5)
@@ -275,13 +276,13 @@ def _cropped(net: Net, x: str, shape: tuple[int, ...], axis: int = 2) -> str:
 
 
 def truncated(net: Net, random: Random) -> bool:
-    """A real tensor through an integer in front of a sign."""
+    """A tensor through another type."""
     found = some_tensor(net, random)
     if found is None:
         return False
     name, _ = found
     readers = net.readers(name)
-    kind = pick(random, (TensorProto.INT32, TensorProto.INT64))
+    kind = pick(random, (TensorProto.INT32, TensorProto.INT64, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BOOL))
     made = net.add("Cast", net.add("Cast", name, to=kind), to=FLOAT)
     for node, index in readers:
         node.input[index] = made
