@@ -366,7 +366,15 @@ def campaign(runs: int, seed: int, convert: Convert = convert, most: int = 20) -
 @lru_cache(maxsize=4)
 def _base_layers(seed: int, number: int, convert: Convert) -> int:
     net, _, config = _base(seed, number)
-    return convert(net.model(), config).report.summary.binary_layers
+    return _binary_layers(net.model(), config, convert)
+
+
+def _binary_layers(model: onnx.ModelProto, config: Config, convert: Convert) -> int:
+    """How many layers of a model are binary; 0 where the compiler fails, which is a finding of its own."""
+    try:
+        return convert(model, config).report.summary.binary_layers
+    except Exception:
+        return 0
 
 
 def _blamed(seed: int, run: int, before: int, convert: Convert) -> str:
@@ -374,7 +382,7 @@ def _blamed(seed: int, run: int, before: int, convert: Convert) -> str:
     kinds = case(seed, run).kinds
     for count, kind in enumerate(kinds, start=1):
         found = case(seed, run, frozenset(range(count, len(kinds))))
-        if convert(found.model, found.config).report.summary.binary_layers < before:
+        if _binary_layers(found.model, found.config, convert) < before:
             return kind
     return "an order of the nodes"
 
