@@ -291,6 +291,8 @@ def _rounds(found: Case) -> bool:
     _, inner = _inner(found)
     flat = [v.reshape(-1) for tensor in inner.values() for v in tensor if v.dtype == np.float32]
     values = np.concatenate([np.zeros(1, np.float32), *flat])
+    if not np.isfinite(values).all():
+        return False
     mantissa, exponent = np.frexp(values[values != 0])
     whole = (np.abs(mantissa) * 2**24).astype(np.int64)
     units = np.ldexp((whole & -whole).astype(np.float64), exponent - 24)
