@@ -38,7 +38,11 @@ def constant_in_a_sign(net: Net, random: Random) -> bool:
         (node, i)
         for node in net.nodes
         for i, name in enumerate(node.input)
-        if node.op_type in ops and name and (c := constant_of(net, name)) is not None and c.size == 1 and c.dtype == np.float32
+        if node.op_type in ops
+        and name
+        and (c := constant_of(net, name)) is not None
+        and c.size == 1
+        and c.dtype == np.float32
     ]
     if not places:
         return False
@@ -166,7 +170,11 @@ def _reaches(net: Net, start: str, end: str) -> bool:
 
 def changed_weight(net: Net, random: Random) -> bool:
     """One element of a constant of a layer: twice, half, other sign, zero, a little more."""
-    names = [n for n, c in net.constants.items() if c.ndim >= 2 and c.size > 1 and c.dtype == np.float32 and n not in net.listed]
+    names = [
+        n
+        for n, c in net.constants.items()
+        if c.ndim >= 2 and c.size > 1 and c.dtype == np.float32 and n not in net.listed
+    ]
     if not names:
         return False
     name = pick(random, names)
@@ -187,7 +195,9 @@ def scaled_weights(net: Net, random: Random) -> bool:
         return False
     values = net.constants[found.input[1]]
     axis = int(random.integers(values.ndim))
-    factor = random.choice(np.asarray([0.5, 1, 2, -1], np.float32), [n if a == axis else 1 for a, n in enumerate(values.shape)])
+    factor = random.choice(
+        np.asarray([0.5, 1, 2, -1], np.float32), [n if a == axis else 1 for a, n in enumerate(values.shape)]
+    )
     found.input[1] = net.constant(values * factor)
     return True
 
@@ -234,12 +244,27 @@ def other_step(net: Net, random: Random) -> bool:
 
     def make(x: str, shape: tuple[int, ...]) -> str:
         rank = len(shape) - 2
-        choices = ["Relu", "Abs", "Neg", "Round", "Clip", "Cast", "Sign", "LeakyRelu", "Ceil", "Square", "Tile", "Reverse"]
+        choices = [
+            "Relu",
+            "Abs",
+            "Neg",
+            "Round",
+            "Clip",
+            "Cast",
+            "Sign",
+            "LeakyRelu",
+            "Ceil",
+            "Square",
+            "Tile",
+            "Reverse",
+        ]
         choices += ["AveragePool", "MaxPool", "Slice"] if rank > 0 else []
         match pick(random, choices):
             case "AveragePool" if rank:
                 pads = [1] * (2 * rank)
-                y = net.add("AveragePool", x, kernel_shape=[2] * rank, pads=pads, count_include_pad=int(random.integers(2)))
+                y = net.add(
+                    "AveragePool", x, kernel_shape=[2] * rank, pads=pads, count_include_pad=int(random.integers(2))
+                )
                 return _cropped(net, y, shape)
             case "MaxPool" if rank:
                 pads = [1] * rank + [0] * rank
@@ -250,7 +275,13 @@ def other_step(net: Net, random: Random) -> bool:
                 bounds = sorted(pick(random, (-1.0, -0.5, 0.0)) + 1.0 * i for i in range(2))
                 return net.add("Clip", x, *(net.constant(b) for b in bounds))
             case "Cast":
-                kinds = (TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT16, TensorProto.DOUBLE)
+                kinds = (
+                    TensorProto.INT32,
+                    TensorProto.INT64,
+                    TensorProto.BOOL,
+                    TensorProto.FLOAT16,
+                    TensorProto.DOUBLE,
+                )
                 kind = pick(random, (*kinds, TensorProto.INT8, TensorProto.UINT8))
                 return net.add("Cast", net.add("Cast", x, to=kind), to=FLOAT)
             case "LeakyRelu":
@@ -282,7 +313,9 @@ def truncated(net: Net, random: Random) -> bool:
         return False
     name, _ = found
     readers = net.readers(name)
-    kind = pick(random, (TensorProto.INT32, TensorProto.INT64, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BOOL))
+    kind = pick(
+        random, (TensorProto.INT32, TensorProto.INT64, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BOOL)
+    )
     made = net.add("Cast", net.add("Cast", name, to=kind), to=FLOAT)
     for node, index in readers:
         node.input[index] = made
@@ -325,7 +358,11 @@ def padded_real(net: Net, random: Random) -> bool:
     if node is None or node.op_type == "Where":
         return False
     rank = len(shapes[node.input[0]]) - 2
-    conv = [c for c in net.nodes if c.op_type == "Conv" and any(attribute(c, "pads", [])) and _reaches(net, node.output[0], c.output[0])]
+    conv = [
+        c
+        for c in net.nodes
+        if c.op_type == "Conv" and any(attribute(c, "pads", [])) and _reaches(net, node.output[0], c.output[0])
+    ]
     if not conv:
         return False
     amounts = net.constant([0, 0, *[1] * rank, 0, 0, *[1] * rank], np.int64)

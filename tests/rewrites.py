@@ -1,7 +1,7 @@
 """Changes to a small network that keep its meaning: other ways to write the same function.
 
-A rewrite changes the net in place and returns True, or finds no place for itself and returns False. All keep every value exactly as long as numbers
-are multiples of small powers of two (`small_nets`); only the sign of a zero may differ.
+A rewrite changes the net in place and returns True, or finds no place for itself and returns False. All keep every
+value exactly as long as numbers are multiples of small powers of two (`small_nets`); only the sign of a zero may differ.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from small_nets import BATCH, FLOAT, Array, Net, Random, along_channels, attribute, pick
 
@@ -20,7 +19,9 @@ COMPARISONS = {"Greater": "Less", "Less": "Greater", "GreaterOrEqual": "LessOrEq
 NEGATED = {"Greater": "LessOrEqual", "Less": "GreaterOrEqual", "GreaterOrEqual": "Less", "LessOrEqual": "Greater"}
 
 
-def some_node(net: Net, random: Random, *ops: str, where: Callable[[NodeProto], bool] | None = None) -> NodeProto | None:
+def some_node(
+    net: Net, random: Random, *ops: str, where: Callable[[NodeProto], bool] | None = None
+) -> NodeProto | None:
     """A node of one of the ops, for which `where` holds."""
     found = [n for n in net.nodes if n.op_type in ops and not n.domain and (where is None or where(n))]
     return pick(random, found) if found else None
@@ -60,7 +61,9 @@ def _on_edge(net: Net, random: Random, name: str, make: Callable[[str], str]) ->
 # --- On an edge ------------------------------------------------------------------------------------------------------
 
 
-def _edge(name: str, make: Callable[[Net, Random, str, tuple[int, ...]], str], rank: Iterable[int] = range(1, 9)) -> Rewrite:
+def _edge(
+    name: str, make: Callable[[Net, Random, str, tuple[int, ...]], str], rank: Iterable[int] = range(1, 9)
+) -> Rewrite:
     def rewrite(net: Net, random: Random) -> bool:
         found = some_tensor(net, random, rank)
         return found is not None and _on_edge(net, random, found[0], lambda x: make(net, random, x, found[1]))
@@ -177,7 +180,18 @@ def constant_cone(net: Net, random: Random) -> bool:
     if name is None:
         return False
     c = net.constants.pop(name)
-    forms = ["factors", "terms", "transpose", "reshape", "double", "negative", "identity", "square", "quotient", "where"]
+    forms = [
+        "factors",
+        "terms",
+        "transpose",
+        "reshape",
+        "double",
+        "negative",
+        "identity",
+        "square",
+        "quotient",
+        "where",
+    ]
     forms += ["concat", "slice"] if c.ndim else ["gather"]
     match pick(random, forms):
         case "factors":
@@ -193,7 +207,12 @@ def constant_cone(net: Net, random: Random) -> bool:
             net.add("Reshape", net.constant(c.reshape(-1)), net.constant(c.shape, np.int64), result=name)
         case "double":
             exact = np.array_equal(c.astype(np.float16), c)
-            net.add("Cast", net.constant(c, pick(random, (np.float64, np.float16 if exact else np.float64))), result=name, to=FLOAT)
+            net.add(
+                "Cast",
+                net.constant(c, pick(random, (np.float64, np.float16 if exact else np.float64))),
+                result=name,
+                to=FLOAT,
+            )
         case "negative":
             net.add("Neg", net.constant(-c), result=name)
         case "identity":
@@ -307,7 +326,9 @@ def cast_by_integer(net: Net, random: Random) -> bool:
     node = some_node(net, random, "Cast", where=lambda n: n.input[0] in types)
     if node is None:
         return False
-    node.input[0] = net.add("Cast", node.input[0], to=pick(random, (TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8)))
+    node.input[0] = net.add(
+        "Cast", node.input[0], to=pick(random, (TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8))
+    )
     return True
 
 
@@ -543,7 +564,12 @@ def automatic_pads(net: Net, random: Random) -> bool:
         pads, kernel = attribute(node, "pads", []), attribute(node, "kernel_shape", [])
         if not any(pads):
             return "VALID"
-        same = len(kernel) > 0 and all(k == 3 for k in kernel) and all(p == 1 for p in pads) and all(s == 1 for s in attribute(node, "strides", []))
+        same = (
+            len(kernel) > 0
+            and all(k == 3 for k in kernel)
+            and all(p == 1 for p in pads)
+            and all(s == 1 for s in attribute(node, "strides", []))
+        )
         return "SAME" if same else ""
 
     node = some_node(net, random, "Conv", where=lambda n: bool(mode(n)) and attribute(n, "auto_pad") is None)
@@ -553,7 +579,9 @@ def automatic_pads(net: Net, random: Random) -> bool:
     kept = [a for a in node.attribute if a.name != "pads"]
     del node.attribute[:]
     node.attribute.extend(kept)
-    node.attribute.append(helper.make_attribute("auto_pad", value if value == "VALID" else pick(random, ("SAME_UPPER", "SAME_LOWER"))))
+    node.attribute.append(
+        helper.make_attribute("auto_pad", value if value == "VALID" else pick(random, ("SAME_UPPER", "SAME_LOWER")))
+    )
     return True
 
 

@@ -1,8 +1,8 @@
 """Small binary networks for the fuzz of the recogniser, and the form in which they are easy to change.
 
-Every number is a multiple of a small power of two: inputs, scales, biases, thresholds and normalizations (whose variance
-plus epsilon is a power of four). Sums and products of those are exact in float32 in any order, so two ways to compute a
-network give the same values, bit for bit up to the sign of zero, and a comparison needs no tolerance. The
+Every number is a multiple of a small power of two: inputs, scales, biases, thresholds and normalizations (whose
+variance plus epsilon is a power of four). Sums and products of those are exact in float32 in any order, so two ways to
+compute a network give the same values, bit for bit up to the sign of zero, and a comparison needs no tolerance. The
 grid is coarse, so zeros and values right on a threshold come by themselves.
 """
 
@@ -85,7 +85,9 @@ class Net:
         self.constants[name] = np.asarray(values, dtype)
         return name
 
-    def add(self, op: str, *inputs: str, result: str = "", outputs: int = 1, domain: str = "", **attributes: Any) -> str:
+    def add(
+        self, op: str, *inputs: str, result: str = "", outputs: int = 1, domain: str = "", **attributes: Any
+    ) -> str:
         """A new node; its first output, called `result` where given."""
         names = [result or self.fresh(), *(self.fresh() for _ in range(outputs - 1))]
         node = helper.make_node(op, inputs, names, name=self.fresh(op), domain=domain, **attributes)
@@ -116,7 +118,9 @@ class Net:
             if n in self.listed
         ]
         outputs = [helper.make_tensor_value_info(name, FLOAT, None) for name in self.outputs]
-        tensors = [numpy_helper.from_array(np.ascontiguousarray(v).reshape(v.shape), n) for n, v in self.constants.items()]
+        tensors = [
+            numpy_helper.from_array(np.ascontiguousarray(v).reshape(v.shape), n) for n, v in self.constants.items()
+        ]
         graph = helper.make_graph(self._sorted(random), "small", inputs, outputs, tensors)
         imports = [helper.make_opsetid("", 17)]
         if self.functions:
@@ -371,7 +375,7 @@ def _layer(net: Net, random: Random, x: str, shape: Shape) -> tuple[str, Shape]:
     outputs = int(pick(random, (2, 4, channels)))
     stride = int(pick(random, (1, 1, 1, 2)))
     bias = [net.constant(grid(random, outputs))] if random.random() < 0.3 else []
-    common = {"kernel_shape": [reach] * rank, "strides": [stride] * rank, "group": group}
+    common: dict[str, Any] = {"kernel_shape": [reach] * rank, "strides": [stride] * rank, "group": group}
     if random.random() < 0.08:
         kernel = weights(net, random, (channels, outputs // group, *[reach] * rank), 1 if group == 1 else 0)
         y = net.add("ConvTranspose", bits, kernel, *bias, **common)

@@ -81,7 +81,9 @@ def shifted_pads(result: Result) -> None:
     for node in result.model.graph.node:
         for attribute in node.attribute:
             if node.op_type == "Conv" and attribute.name == "pads" and any(attribute.ints):
-                attribute.ints[:] = list(attribute.ints)[::-1] if len(set(attribute.ints)) > 1 else [0] * len(attribute.ints)
+                attribute.ints[:] = (
+                    list(attribute.ints)[::-1] if len(set(attribute.ints)) > 1 else [0] * len(attribute.ints)
+                )
 
 
 @pytest.mark.parametrize(
