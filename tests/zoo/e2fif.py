@@ -77,4 +77,4 @@ class E2fif(nn.Module):
         return self.tail(self.body(x) + x) + up  # type: ignore[no-any-return]
 
 
-NETWORK = Network("E2FIF", E2fif, "Song et al. 2022, arXiv:2207.06893", binary=8, inputs=images(3, 14))
+NETWORK = Network("E2FIF", E2fif, "Song et al. 2022, arXiv:2207.06893", binary=8, inputs=images(3, 14), stem_norms=0)

@@ -9,8 +9,8 @@ from zoo.base import BATCH, Feed, Network
 from zoo.int8_edges import BinaryResNet
 
 
-def half(module: nn.Module) -> nn.Module:
-    return module.half()
+def half() -> nn.Module:
+    return BinaryResNet().half()
 
 
 def half_images(rng: np.random.Generator) -> Feed:
@@ -20,9 +20,8 @@ def half_images(rng: np.random.Generator) -> Feed:
 
 NETWORK = Network(
     "binary ResNet, float16 module",
-    BinaryResNet,
+    half,
     "Liu et al. 2018, arXiv:1808.00278",
     binary=4,
     inputs=half_images,
-    finish=half,
 )

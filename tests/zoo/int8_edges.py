@@ -19,7 +19,8 @@ from zoo.base import Feed, Network, images
 
 
 def sign(x: Tensor) -> Tensor:
-    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+    one = torch.tensor(1.0, dtype=x.dtype)
+    return torch.where(x >= 0, one, -one)
 
 
 class BinaryConv(nn.Conv2d):
