@@ -44,6 +44,11 @@ class BoolQuantizer(torch.autograd.Function):
 
 
 class BinaryLinear(nn.Linear):
+    def randomise(self, generator: torch.Generator) -> None:
+        """No bias is 0: where the sum is 0, too, the sign would be that of the source's rounding."""
+        self.weight.data.normal_(0, 0.5, generator=generator)
+        self.bias.data.normal_(0, 0.3, generator=generator)
+
     def forward(self, x: Tensor) -> Tensor:
         centred = self.weight - torch.mean(self.weight, dim=-1, keepdim=True)
         scale = torch.mean(abs(centred), dim=1, keepdim=True).detach()

@@ -52,6 +52,11 @@ class BinaryLinear(nn.Linear):
         super().__init__(inputs, outputs)
         self.move, self.activation = nn.Parameter(torch.randn(inputs) / 4), activation
 
+    def randomise(self, generator: torch.Generator) -> None:
+        """No bias is 0: where the sum is 0, too, the sign would be that of the source's rounding."""
+        self.weight.data.normal_(0, 0.5, generator=generator)
+        self.bias.data.normal_(0, 0.3, generator=generator)
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(x + self.move.expand_as(x))
         centred = self.weight - self.weight.mean(dim=1, keepdim=True)

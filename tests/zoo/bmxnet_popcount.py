@@ -31,7 +31,6 @@ class Bmx(Builder):
     def norm(self, x: str, channels: int, terms: int) -> str:
         """Statistics of popcounts: about half of the terms."""
         mean = terms / 2 + self.floats(channels) * terms**0.5 / 4
-        mean[::4] = terms / 2
         variance = (self.rng.random(channels) + 0.5) * terms / 4
         parameters = (
             self.floats(channels),
