@@ -30,14 +30,9 @@ class Bmx(Builder):
 
     def norm(self, x: str, channels: int, terms: int) -> str:
         """Statistics of popcounts: about half of the terms."""
-        mean = terms / 2 + self.floats(channels) * terms**0.5 / 4
+        mean = terms / 2 + self.rng.normal(size=channels) * terms**0.5 / 4
         variance = (self.rng.random(channels) + 0.5) * terms / 4
-        parameters = (
-            self.floats(channels),
-            np.where(np.arange(channels) % 4, self.floats(channels), 0),
-            mean,
-            variance,
-        )
+        parameters = (self.rng.normal(size=channels), self.rng.normal(size=channels), mean, variance)
         return self.node("BatchNormalization", x, *(self.constant(p) for p in parameters), epsilon=1e-3)
 
 
