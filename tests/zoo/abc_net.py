@@ -75,7 +75,7 @@ class AbcNet(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.blocks(functional.relu(self.bn(self.conv(image))))
-        return self.fc(functional.adaptive_avg_pool2d(x, 1).flatten(1))  # type: ignore[no-any-return]
+        return self.fc(functional.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
 NETWORK = Network("ABC-Net 3x3", AbcNet, "Lin et al. 2017, arXiv:1711.11294", binary=4 * M * N, inputs=images(3, 16))

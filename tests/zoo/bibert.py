@@ -73,7 +73,7 @@ class Attention(nn.Module):
         scores = torch.matmul(query, key.transpose(-1, -2)) / math.sqrt(WIDTH // HEADS)
         context = torch.matmul(BoolQuantizer.apply(scores), value)
         context = context.permute(0, 2, 1, 3).contiguous().flatten(2)
-        return self.norm(self.output(context) + x)  # type: ignore[no-any-return]
+        return self.norm(self.output(context) + x)
 
 
 class Layer(nn.Module):
@@ -85,7 +85,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.attention(x)
-        return self.norm(self.down(functional.gelu(self.up(x))) + x)  # type: ignore[no-any-return]
+        return self.norm(self.down(functional.gelu(self.up(x))) + x)
 
 
 class BiBert(nn.Module):
@@ -98,7 +98,7 @@ class BiBert(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.layers(self.norm(self.words(tokens) + self.places))
-        return self.classifier(x[:, 0])  # type: ignore[no-any-return]
+        return self.classifier(x[:, 0])
 
 
 def sentences(rng: np.random.Generator) -> Feed:

@@ -38,7 +38,7 @@ class MemoryBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.norm1(self.expand(x))
         hidden = self.norm2(self.memory(hidden)) + hidden
-        return self.act(self.norm3(self.shrink(hidden))) + x  # type: ignore[no-any-return]
+        return self.act(self.norm3(self.shrink(hidden))) + x
 
 
 class BiFsmn(nn.Module):
@@ -49,7 +49,7 @@ class BiFsmn(nn.Module):
         self.fc = nn.Linear(width, words)
 
     def forward(self, spectrogram: Tensor) -> Tensor:
-        return self.fc(self.blocks(self.front(spectrogram)).mean(dim=2))  # type: ignore[no-any-return]
+        return self.fc(self.blocks(self.front(spectrogram)).mean(dim=2))
 
 
 def spectrograms(rng: np.random.Generator) -> Feed:

@@ -36,7 +36,7 @@ class Spatial(nn.Module):
         self.pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False) if stride == 2 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.conv(x + self.shift)) + self.pool(x))  # type: ignore[no-any-return]
+        return self.act(self.bn(self.conv(x + self.shift)) + self.pool(x))
 
 
 class Expand(nn.Module):
@@ -60,7 +60,7 @@ class Shrink(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = x.chunk(2, dim=1)
-        return self.bn(self.conv(x)) + (first + second) / 2  # type: ignore[no-any-return]
+        return self.bn(self.conv(x)) + (first + second) / 2
 
 
 class BiMatting(nn.Module):

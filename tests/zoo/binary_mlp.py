@@ -38,7 +38,7 @@ class BinaryMlp(nn.Module):
         x = self.first(image.flatten(1))
         for norm, layer in zip(self.norms, self.hidden, strict=False):
             x = layer(binarize(norm(x)))
-        return self.last(binarize(self.norms[-1](x))) * self.scale  # type: ignore[no-any-return]
+        return self.last(binarize(self.norms[-1](x))) * self.scale
 
 
 NETWORK = Network("binary MLP", BinaryMlp, "Hubara et al. 2016, NIPS", binary=3, inputs=images(3, 8))

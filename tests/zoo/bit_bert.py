@@ -81,7 +81,7 @@ class Attention(nn.Module):
         query, key, value = (self.heads(sign(layer(x))) for layer, sign in zip(layers, self.signs, strict=True))
         scores = query @ key.transpose(-1, -2) / math.sqrt(WIDTH // HEADS)
         context = self.probabilities(functional.softmax(scores, dim=-1)) @ value
-        return self.norm(self.output(context.permute(0, 2, 1, 3).flatten(2)) + x)  # type: ignore[no-any-return]
+        return self.norm(self.output(context.permute(0, 2, 1, 3).flatten(2)) + x)
 
 
 class Layer(nn.Module):
@@ -94,7 +94,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.attention(x)
-        return self.norm(self.down(functional.relu(self.up(x))) + x)  # type: ignore[no-any-return]
+        return self.norm(self.down(functional.relu(self.up(x))) + x)
 
 
 class BitBert(nn.Module):
@@ -107,7 +107,7 @@ class BitBert(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.layers(self.norm(self.words(tokens) + self.places))
-        return self.classifier(x.mean(dim=1))  # type: ignore[no-any-return]
+        return self.classifier(x.mean(dim=1))
 
 
 def sentences(rng: np.random.Generator) -> Feed:

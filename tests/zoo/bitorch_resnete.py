@@ -48,7 +48,7 @@ class Block(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(x) + self.shortcut(x)  # type: ignore[no-any-return]
+        return self.body(x) + self.shortcut(x)
 
 
 class ResNetE(nn.Module):
@@ -65,7 +65,7 @@ class ResNetE(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         x = functional.relu(self.blocks(self.stem(image)))
-        return self.fc(functional.adaptive_avg_pool2d(x, 1).flatten(1))  # type: ignore[no-any-return]
+        return self.fc(functional.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
 NETWORK = Network(

@@ -42,7 +42,7 @@ class DySign(nn.Module):
         self.tau, self.sign = Shift(channels), ApproxSign()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.sign(x - self.tau(x))  # type: ignore[no-any-return]
+        return self.sign(x - self.tau(x))
 
 
 class DyPReLU(nn.Module):
@@ -51,7 +51,7 @@ class DyPReLU(nn.Module):
         self.before, self.act, self.after = Shift(channels), nn.PReLU(channels), Shift(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(x - self.before(x)) + self.after(x)  # type: ignore[no-any-return]
+        return self.act(x - self.before(x)) + self.after(x)
 
 
 class BinaryConv(nn.Module):
@@ -86,7 +86,7 @@ class Block(nn.Module):
         x = self.act1(self.bn1(self.conv3(self.sign1(x))) + shortcut)
         bits = self.sign2(x)
         parts = [norm(conv(bits)) + x for conv, norm in zip(self.point, self.norms, strict=True)]
-        return self.act2(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))  # type: ignore[no-any-return]
+        return self.act2(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
 
 
 class DyBnn(nn.Module):
@@ -98,7 +98,7 @@ class DyBnn(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.blocks(self.bn(self.conv(image)))
-        return self.fc(functional.adaptive_avg_pool2d(x, 1).flatten(1))  # type: ignore[no-any-return]
+        return self.fc(functional.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
 NETWORK = Network("DyBNN", DyBnn, "Zhang et al. 2021, arXiv:2110.05185", binary=8, inputs=images(3, 24))

@@ -1,8 +1,8 @@
 """E2FIF: super-resolution with a full-precision skip round every binary convolution, the upsampler's as well.
 
 Song et al. 2022, arXiv:2207.06893. The body's convolutions keep their width; the tail's quadruples it, and its skip is
-the input repeated four times. Weights as in Bi-Real: the sign scaled by mean|w|, with the clipped weight as residue; the
-activation has the residue of the piecewise polynomial. PixelShuffle, then a float convolution.
+the input repeated four times. Weights as in Bi-Real: the sign scaled by mean|w|, with the clipped weight as residue;
+the activation has the residue of the piecewise polynomial. PixelShuffle, then a float convolution.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SkippedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         skip = x if self.repeat == 1 else x.repeat(1, self.repeat, 1, 1)
-        return self.bn(self.conv(self.sign(x))) + skip  # type: ignore[no-any-return]
+        return self.bn(self.conv(self.sign(x))) + skip
 
 
 class Block(nn.Module):
@@ -61,7 +61,7 @@ class Block(nn.Module):
         self.conv1, self.act, self.conv2 = SkippedConv(WIDTH, WIDTH), nn.PReLU(WIDTH), SkippedConv(WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv2(self.act(self.conv1(x))) + x  # type: ignore[no-any-return]
+        return self.conv2(self.act(self.conv1(x))) + x
 
 
 class E2fif(nn.Module):
@@ -74,7 +74,7 @@ class E2fif(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         x = self.head(image)
         up = functional.interpolate(image, scale_factor=2.0, mode="bilinear", align_corners=False)
-        return self.tail(self.body(x) + x) + up  # type: ignore[no-any-return]
+        return self.tail(self.body(x) + x) + up
 
 
 NETWORK = Network("E2FIF", E2fif, "Song et al. 2022, arXiv:2207.06893", binary=8, inputs=images(3, 14), stem_norms=0)

@@ -1,7 +1,8 @@
 """The same binary ResNet with every convolution quantised to int8, the binary ones among them.
 
-What onnxruntime's static quantization makes of a whole binary network: the sign, its weights and the product behind QuantizeLinear and DequantizeLinear. Symmetric scales keep signs two-valued, {-s, s}, and weights of one magnitude
-a channel.
+What onnxruntime's static quantization makes of a whole binary network: the sign, its weights and the product behind
+QuantizeLinear and DequantizeLinear. Symmetric scales keep signs two-valued, {-s, s}, and weights of one magnitude a
+channel.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class MeliusNet(nn.Module):
         self.classifier = nn.Linear(channels, classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.classifier(self.head(self.blocks(self.stem(image))))  # type: ignore[no-any-return]
+        return self.classifier(self.head(self.blocks(self.stem(image))))
 
 
 NETWORK = Network("MeliusNet-29", MeliusNet, "Bethge et al. 2020, arXiv:2001.05936", binary=12, inputs=images(3, 64))

@@ -75,7 +75,7 @@ class ReCu(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         x = self.blocks(functional.hardtanh(self.bn(self.conv(image))))
         x = functional.avg_pool2d(x, x.shape[3])
-        return self.fc(self.bn2(x.view(x.shape[0], -1)))  # type: ignore[no-any-return]
+        return self.fc(self.bn2(x.view(x.shape[0], -1)))
 
 
 NETWORK = Network("ReCU ResNet-20", ReCu, "Xu et al. 2021, arXiv:2103.12369", binary=18, inputs=images(3, 16))

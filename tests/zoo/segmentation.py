@@ -64,7 +64,7 @@ class Segmenter(nn.Module):
             x = norm(conv(x)) + x
         x = self.up_norms[0](self.up[0](x)) + half
         x = self.up_norms[1](self.up[1](x)) + stem
-        return self.head(functional.relu(self.up_norms[2](self.up[2](x))))  # type: ignore[no-any-return]
+        return self.head(functional.relu(self.up_norms[2](self.up[2](x))))
 
 
 NETWORK = Network("segmentation", Segmenter, "Zhuang et al. 2019, arXiv:1811.10413", binary=8, inputs=images(3, 32))

@@ -67,7 +67,7 @@ class VggSmall(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.classifier(self.features(image).flatten(1))  # type: ignore[no-any-return]
+        return self.classifier(self.features(image).flatten(1))
 
 
 NETWORK = Network(
