@@ -6,8 +6,11 @@
     before   com.microsoft::FusedGemm(A, B, C; activation, activation_alpha, activation_beta)
     after    activation(Gemm(A, B, C))
 
-onnxruntime fuses them again when it loads the file. A node with an activation that is not among those below stays as
-it is.
+    before   com.microsoft::FusedMatMul(A, B; alpha)
+    after    Mul(MatMul(A, B), alpha)
+
+onnxruntime fuses them again when it loads the file. A node with an activation that is not among those below, or
+with transposed operands, stays as it is.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     "HardSigmoid": ("alpha", "beta"),
     "Clip": ("min", "max"),
 }
+FUSED = ("FusedConv", "FusedGemm", "FusedMatMul")
 _GEMM_PARAMETERS = ("activation_alpha", "activation_beta", "activation_gamma")
 
 
@@ -38,7 +42,7 @@ def take_apart(model: onnx.ModelProto) -> None:
     Args:
         model: a prepared model, opset 13 or newer.
     """
-    if not any(node.domain == MICROSOFT and node.op_type in ("FusedConv", "FusedGemm") for node in model.graph.node):
+    if not any(node.domain == MICROSOFT and node.op_type in FUSED for node in model.graph.node):
         return
     taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
     nodes: list[NodeProto] = []
@@ -54,9 +58,11 @@ def take_apart(model: onnx.ModelProto) -> None:
 
 def _apart(node: NodeProto, graph: onnx.GraphProto, taken: set[str]) -> list[NodeProto] | None:
     """The standard nodes that a fused one stands for; None if it is none, or not one of the definitions."""
-    if node.domain != MICROSOFT or node.op_type not in ("FusedConv", "FusedGemm") or len(node.output) != 1:
+    if node.domain != MICROSOFT or node.op_type not in FUSED or len(node.output) != 1:
         return None
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if node.op_type == "FusedMatMul":
+        return _scaled_product(node, graph, attributes, taken)
     activation = attributes.pop("activation", b"").decode(errors="replace")
     parameters = list(attributes.pop("activation_params", []))
     parameters += [attributes.pop(name) for name in _GEMM_PARAMETERS if name in attributes]
@@ -64,28 +70,45 @@ def _apart(node: NodeProto, graph: onnx.GraphProto, taken: set[str]) -> list[Nod
     if names is None or len(parameters) < len(names):
         return None
 
-    def unique(hint: str) -> str:
-        name = hint
-        while name in taken:
-            name += ".1"
-        taken.add(name)
-        return name
-
     output = node.output[0]
-    linear = unique(f"{output}.linear")
+    linear = _unique(f"{output}.linear", taken)
     layer = helper.make_node(
         node.op_type.removeprefix("Fused"), list(node.input[:3]), [linear], name=node.name, **attributes
     )
     steps = [layer]
     if len(node.input) > 3 and node.input[3]:
-        summed = unique(f"{output}.sum")
+        summed = _unique(f"{output}.sum", taken)
         steps.append(helper.make_node("Add", [linear, node.input[3]], [summed]))
         linear = summed
     inputs, settings = [linear], dict[str, Any](zip(names, parameters, strict=False))
     if activation == "Clip":
         for name in names:
-            inputs.append(unique(f"{output}.{name}"))
+            inputs.append(_unique(f"{output}.{name}", taken))
             graph.initializer.append(numpy_helper.from_array(np.asarray(settings[name], np.float32), inputs[-1]))
         settings = {}
     steps.append(helper.make_node(activation, inputs, [output], **settings))
     return steps
+
+
+def _scaled_product(
+    node: NodeProto, graph: onnx.GraphProto, attributes: dict[str, Any], taken: set[str]
+) -> list[NodeProto] | None:
+    alpha = attributes.pop("alpha", 1.0)
+    if any(attributes.values()):
+        return None
+    output = node.output[0]
+    if alpha == 1:
+        return [helper.make_node("MatMul", node.input, [output], name=node.name)]
+    product, factor = (_unique(f"{output}.{hint}", taken) for hint in ("product", "alpha"))
+    graph.initializer.append(numpy_helper.from_array(np.asarray(alpha, np.float32), factor))
+    scaled = helper.make_node("Mul", [product, factor], [output])
+    return [helper.make_node("MatMul", node.input, [product], name=node.name), scaled]
+
+
+def _unique(hint: str, taken: set[str]) -> str:
+    """A tensor name that is not in use yet."""
+    name = hint
+    while name in taken:
+        name += ".1"
+    taken.add(name)
+    return name

@@ -14,6 +14,10 @@ from binarize_onnx.errors import UsageError
 
 Dims = tuple[int | None, ...]
 
+# Operators of onnxruntime's own whose first output has the shape and type of their first input.
+SHAPE_KEEPING = frozenset(
+    {"BiasGelu", "FastGelu", "Gelu", "QuickGelu", "SimplifiedLayerNormalization", "SkipLayerNormalization"}
+)
 SMALL = 1024  # initializers up to this many elements may be shapes or axes, so inference gets to see them
 LONGEST_VALUE = 1 << 16  # elements of a value that inference may follow: far more than any shape has
 MOST_AXES = 8  # elements of a shape, which is what a tensor of unknown values may hold
@@ -91,7 +95,7 @@ def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.name = model.graph.name
     long = _long_concats(model)
     graph.node.extend(
-        node for node in model.graph.node if not _divides_by_zero(node) and not long.intersection(node.output)
+        _known(node) for node in model.graph.node if not _divides_by_zero(node) and not long.intersection(node.output)
     )
     initialised = {t.name for t in model.graph.initializer}
     graph.input.extend(i for i in model.graph.input if i.name not in initialised)
@@ -102,6 +106,13 @@ def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     graph.output.extend(onnx.ValueInfoProto(name=output.name) for output in model.graph.output)
     return skeleton
+
+
+def _known(node: onnx.NodeProto) -> onnx.NodeProto:
+    """The node, or one that inference knows and that gives the same shape and type."""
+    if node.domain != "com.microsoft" or node.op_type not in SHAPE_KEEPING or not node.input or not node.output:
+        return node
+    return onnx.helper.make_node("Identity", node.input[:1], node.output[:1])
 
 
 def _long_concats(model: onnx.ModelProto) -> set[str]:

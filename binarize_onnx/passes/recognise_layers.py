@@ -330,7 +330,20 @@ class RecogniseLayers(Pass[BinaryLayer]):
             context.insert(kind, [current, operand], [result])
             current = result
         if half:
-            context.insert("Cast", [last], [output], attrs={"to": int(TensorProto.FLOAT16)})
+            self._round_to_half(last, output)
+
+    def _round_to_half(self, x: gs.Tensor, output: gs.Tensor) -> None:
+        """output = float16(x), for every reader.
+
+        onnxruntime computes most float16 operators in float32, between casts of its own, and drops a Cast to float16
+        in front of one back: a Reshape to the same shape, which it has for float16, keeps the rounding in place.
+        """
+        context, shape = self.context, self.context.shape(output)
+        rounded = output if shape is None else context.variable(f"{output.name}.rounded", like=output, dtype=np.float16)
+        context.insert("Cast", [x], [rounded], attrs={"to": int(TensorProto.FLOAT16)})
+        if shape is not None:
+            same = context.constant(f"{output.name}.shape", np.zeros(len(shape), np.int64))
+            context.insert("Reshape", [rounded, same], [output])
 
     def _write_unit(self, found: Sign | Level) -> None:
         """Compute an activation's ±1 (or {0, 1}, or levels) by the ideal graph's function of it."""
@@ -406,9 +419,10 @@ class RecogniseLayers(Pass[BinaryLayer]):
             assert isinstance(traced, Traced), "the scaled signs are where they were"
             filled = np.rint((value - traced.offset) / traced.scale).astype(np.float32)
             inputs[2] = self.context.constant(f"{tensor.name}.value", filled)
-        unit = self.context.variable(f"{tensor.name}.sign", like=tensor)
-        self.context.insert(node.op, inputs, [unit], attrs=dict(node.attrs))
-        return unit
+        outputs = [t if t.is_empty() else self.context.variable(f"{t.name}.sign", like=t) for t in node.outputs]
+        self.context.insert(node.op, inputs, outputs, attrs=dict(node.attrs))
+        self._units |= {id(t): unit for t, unit in zip(node.outputs, outputs, strict=True)}
+        return self._units[id(tensor)]
 
 
 def _carrier(tensor: gs.Tensor) -> gs.Node | None:
@@ -449,18 +463,27 @@ def _runtime_product(tensor: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor] | None:
 
 
 def without_zero_pad(node: gs.Node) -> tuple[gs.Tensor, list[int] | None]:
-    """The layer's data input and, of a convolution behind a Pad of zeros, the pads that make up for leaving it out.
+    """The layer's data input and, of a convolution behind Pads of zeros, the pads that make up for leaving them out.
 
     Zeros around a binary tensor are a third value in it; as the convolution's own pads they are not in it.
     """
-    data, maker = node.inputs[0], producer(node.inputs[0])
-    if node.op != "Conv" or maker is None or maker.domain or maker.op != "Pad" or pad_value(maker) != 0:
+    data, pads = node.inputs[0], None
+    if node.op != "Conv" or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         return data, None
-    amounts = constant_value(maker.inputs[1])
+    while (amounts := _zero_pad(producer(data))) is not None:
+        own = node.attrs.get("pads", [0] * amounts.size) if pads is None else pads
+        if len(own) != amounts.size:
+            break
+        pads = [int(a) + int(b) for a, b in zip(own, amounts, strict=True)]
+        data = data.inputs[0].inputs[0]
+    return data, pads
+
+
+def _zero_pad(node: gs.Node | None) -> Array | None:
+    """By how much a Pad widens the image with zeros, as convolutions list it; None if it does anything else."""
+    if node is None or node.domain or node.op != "Pad" or pad_value(node) != 0:
+        return None
+    amounts = constant_value(node.inputs[1])
     if amounts is None or amounts.size < 6 or np.any(amounts.reshape(2, -1)[:, :2]):
-        return data, None
-    if node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        return data, None
-    outer = amounts.reshape(2, -1)[:, 2:].reshape(-1)
-    own = node.attrs.get("pads", [0] * outer.size)
-    return maker.inputs[0], [int(a) + int(b) for a, b in zip(own, outer, strict=True)]
+        return None
+    return amounts.reshape(2, -1)[:, 2:].reshape(-1)

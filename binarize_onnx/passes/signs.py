@@ -24,14 +24,16 @@ from binarize_onnx.reasons import Code
 from binarize_onnx.thresholds import after
 
 # What a binary tensor may pass through on its way from the sign to the layer and stay binary.
-CARRIERS = frozenset({"MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze"})
+CARRIERS = frozenset(
+    {"Expand", "Flatten", "Gather", "MaxPool", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
+)
 
 DEEPEST = 200  # Concat and Pad nodes between a sign and a layer
 HIGHEST_RANK = 64
 MOST_LEVELS = 63  # thresholds of a multi-bit activation: 6 bits
 
-# Spread of values that still count as one: the rounding of a few float32 products.
-SAME_VALUE = 2.0**-21
+# Distance of values, relative to the largest, up to which they count as one: the rounding of a quotient.
+SAME_VALUE = 2.0**-23
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ def classify(stairs: Staircase, output: gs.Tensor) -> Sign | Level | NotBinary:
     if bottom == top != 0:  # x decides nothing: `Relu(x) >= 0`
         never, flip = np.full((), -np.inf, np.float32), np.asarray(top < 0)
         return Sign(output, stairs.x, never, flip, x_low=-1, scale=abs(float(np.float32(top))))
-    if not np.all(near_top | near_bottom):
+    if not np.all(near_top | near_bottom) or not len(stairs.threshold):
         return NotBinary(Code.ACTIVATION_VALUES, f"the values of `{output.name}` differ from channel to channel")
     if abs(bottom + top) <= spread:
         x_low, scale, offset = -1, top, 0.0
@@ -297,8 +299,8 @@ def _common_measure(values: Array, rounding: float) -> float:
 
 
 def _one_value(values: Iterable[float]) -> bool:
-    values = list(values)
-    return max(values) - min(values) <= SAME_VALUE * max(map(abs, values))
+    values = np.asarray(list(values))
+    return bool(np.all(np.isfinite(values))) and float(np.ptp(values)) <= SAME_VALUE * float(np.abs(values).max())
 
 
 def _number(value: float) -> str:

@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 from networks import Builder
 from onnx import TensorProto, helper
-
 from zoo.base import Network, images
 
 SIZE = 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import onnx
 from onnxconverter_common import float16
-
 from zoo.base import Feed, Network, images
 from zoo.int8_edges import BinaryResNet
 

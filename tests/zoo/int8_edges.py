@@ -14,7 +14,6 @@ import onnxruntime.quantization as quantization
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
 from zoo.base import Feed, Network, images
 
 

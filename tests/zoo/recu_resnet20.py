@@ -12,7 +12,6 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
 from zoo.base import Network, images
 
 
