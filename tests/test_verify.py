@@ -169,6 +169,21 @@ def test_options_are_taken_from_the_file() -> None:
     assert [s.name for s in found.signs] == ["sign1"]  # sign0 feeds nothing binary
 
 
+def test_sequences_between_tensors_are_passed_over() -> None:
+    source = network()
+    source.graph.node[-1].output[0] = "scores"
+    source.graph.node.extend(
+        [
+            helper.make_node("SequenceConstruct", ["scores"], ["sequence"]),
+            helper.make_node("SequenceAt", ["sequence", "first"], ["logits"]),
+        ]
+    )
+    source.graph.initializer.append(numpy_helper.from_array(np.asarray(0), "first"))
+    found = verify(source, convert(source).model, inputs=samples(1))
+    found.require()
+    assert "scores" in [row.name for row in found.layers]
+
+
 # --- Which signs the samples exercise -----------------------------------------------------------------------------
 
 
