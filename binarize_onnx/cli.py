@@ -441,7 +441,7 @@ def verify(
     type=Finite(min=0, min_open=True),
     default=60,
     show_default=True,
-    help="Stop then, and write the smallest model so far.",
+    help="Of search, once REF was seen to fail: stop then, and write the smallest model so far.",
 )
 @click.option("--keep-names", is_flag=True, help="Keep names, documentation and metadata of REF.")
 @choosing

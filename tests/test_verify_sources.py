@@ -14,6 +14,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from binarize_onnx import opset
 from binarize_onnx.verify.coverage import Coverage
 from binarize_onnx.verify.layers import TeacherForcing
+from binarize_onnx.verify.pieces import Pieces
 from binarize_onnx.verify.results import SignRow, TensorRow
 from binarize_onnx.verify.session import Runner
 from binarize_onnx.verify.spread import MODERATE, STRICT, sign_noise, sign_scale, weight_spread
@@ -279,7 +280,11 @@ def test_a_product_of_two_activations() -> None:
     found = rows(source, ideal(0.3), feed)
     assert found["y"].differing > 0
     assert found["y"].beyond == 0
-    assert rows(source, ideal(0.30001), feed)["y"].beyond > 0
+    assert rows(source, ideal(0.3001), feed)["y"].beyond > 0
+    pieces = Pieces(source, {"p", "b"})
+    assert pieces.roundings("y") == (1, 0)
+    pieces.learn_shapes(feed | {"b": feed["z"]})
+    assert pieces.roundings("y") == (1, 40), "as many as it has terms at run time"
 
 
 def test_several_convolutions_in_one() -> None:
@@ -370,10 +375,11 @@ def test_float16_is_compared_at_its_own_rounding() -> None:
 
 
 def test_channels_that_cannot_change_are_proved() -> None:
-    """Channel 0 is out of reach (27 terms, threshold 28), channel 1 is within it, channel 2 has no other side."""
+    """Channel 0 cannot reach its threshold (27 terms, threshold 28), channel 1 can, channel 2 always does."""
     feed = {"x": np.abs(floats(1, 3, 5, 5))}
-    thresholds = np.asarray([28, 27, -27], np.float32).reshape(3, 1, 1)
+    thresholds = np.asarray([28, -26, -27], np.float32).reshape(3, 1, 1)
     weights = np.ones((3, 3, 3, 3), np.float32)
+    weights[1] = -1
     ideal = model(
         [
             binary_sign("x", "t", "no", "a"),

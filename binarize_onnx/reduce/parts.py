@@ -14,7 +14,7 @@ from onnx import NodeProto, helper, numpy_helper
 
 from binarize_onnx.errors import BinarizeError
 from binarize_onnx.verify.arrays import Array, Arrays
-from binarize_onnx.verify.graphs import caller_inputs, reads
+from binarize_onnx.verify.graphs import caller_inputs, is_tensor, reads
 from binarize_onnx.verify.session import Runner
 
 
@@ -131,7 +131,7 @@ class Whole:
         """The values of every tensor of the model; none if it cannot be run."""
         try:
             types = Runner(self.model, self._writer).types
-            wanted = [n for n in self._writer if types[n].startswith("tensor(")]
+            wanted = [n for n in self._writer if is_tensor(types[n])]
             return Runner(self.model, wanted).run(feed or {}) if feed or not caller_inputs(self.model) else {}
         except BinarizeError:
             return {}

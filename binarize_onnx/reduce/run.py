@@ -109,7 +109,7 @@ def reduce(
         inputs: arrays by input name that show the failure; None for the random ones of `verify`.
         expect_binary: the name of a layer that should be binary and stays float; then that is the failure.
         config: the options of the conversion.
-        seconds: after which no further part is tried.
+        seconds: of search, after which no further part is tried; what the whole model takes does not count.
         keep_names: leave the names of nodes and tensors, documentation and metadata as they are.
         progress: is told how far it is, in words.
 
@@ -122,7 +122,6 @@ def reduce(
         UsageError: there is no layer of that name; the model leaves sizes open that only data can fill.
         RuntimeUnavailable: onnxruntime or our library is missing.
     """
-    deadline = time.monotonic() + seconds
     source = io.read(reference)
     config = _options(source, candidate, config)
     if expect_binary is not None:
@@ -135,6 +134,7 @@ def reduce(
         look = failures.of_conversion(config)
         whole, failure = _failing_whole(source.model, inputs, config, look)
     progress(f"{len(whole.nodes)} nodes fail: {failure.kind}")
+    deadline = time.monotonic() + seconds
 
     tried: dict[frozenset[int], bool] = {}
 
@@ -225,7 +225,8 @@ def _failing_whole(
             "nothing fails: the model converts, and the result is verified on these inputs. --data gives others, and "
             "--expect-binary names a layer that should not stay float."
         )
-    for feed, _ in batches(model, given, 1):
+    samples = [feed for feed, _ in batches(model, given, 1)]
+    for feed in samples if len(samples) > 1 else ():
         alone = look(model, feed)
         if alone is not None and alone.is_like(failure):
             return Whole(model, feed), alone

@@ -13,10 +13,15 @@ Three questions, each with its own answer and its own module:
 
 Questions 2 and 3 need the source that the file was made from: its hash and the options are in the file's metadata.
 
-`check` asks all three, on the samples of `data`; `results` holds the answers and puts them into words. `session` runs
-models, `graphs` and `arrays` are what these share. Imports go one way:
+`departures` says of all findings where it begins. What noise the source itself shows in its signs and weights is
+measured (`spread`), and `coverage` tells whether the samples showed both values of every sign.
 
-    check → outputs, exact, layers, data;  layers → terms → pieces;  all → results, session → graphs, arrays
+`check` asks all of this, on the samples of `data`, or on those that `generate` makes; `results` holds the answers and
+puts them into words. `session` runs models, `folding` takes their constant cones out, `graphs` and `arrays` are what
+these share. Imports go one way:
+
+    check → departures → exact, layers;  check → outputs, generate → data, coverage
+    layers → terms → pieces;  layers → coverage, spread, folding;  all → results, session → graphs, arrays
 """
 
 from binarize_onnx.verify.check import verify, verify_files

@@ -15,7 +15,7 @@ import onnx
 
 from binarize_onnx.verify.arrays import Arrays, difference, same_bits
 from binarize_onnx.verify.exact import ExactCheck
-from binarize_onnx.verify.graphs import writers
+from binarize_onnx.verify.graphs import is_tensor, writers
 from binarize_onnx.verify.layers import TeacherForcing
 from binarize_onnx.verify.results import Departure
 from binarize_onnx.verify.session import Runner
@@ -35,7 +35,7 @@ class EndToEnd:
         theirs = writers(candidate)
         names = [name for name in writers(reference) if name in theirs]
         ours, others = Runner(reference, names).types, Runner(candidate, names).types
-        self.shared = [name for name in names if ours[name] == others[name] and ours[name].startswith("tensor(")]
+        self.shared = [name for name in names if ours[name] == others[name] and is_tensor(ours[name])]
         self._writers = writers(reference)
         self._first = len(self.shared)
         self.first: Departure | None = None

@@ -16,7 +16,7 @@ from onnx import NodeProto
 
 from binarize_onnx import bits
 from binarize_onnx.verify.arrays import Array, Arrays, same_bits
-from binarize_onnx.verify.graphs import is_sign, writers
+from binarize_onnx.verify.graphs import is_sign, is_tensor, writers
 from binarize_onnx.verify.results import Divergence, Exact
 from binarize_onnx.verify.session import Runner
 
@@ -35,7 +35,9 @@ class ExactCheck:
     def __init__(self, ideal: onnx.ModelProto, candidate: onnx.ModelProto) -> None:
         in_ideal, self._writers = writers(ideal), writers(candidate)
         packed = {name: words for name, node in in_ideal.items() if (words := self._words(name, node))}
-        self._ideal = Runner(ideal, [name for name in in_ideal if name in self._writers or name in packed])
+        wanted = [name for name in in_ideal if name in self._writers or name in packed]
+        types = Runner(ideal, wanted).types
+        self._ideal = Runner(ideal, [name for name in wanted if is_tensor(types[name])])
         self._order = [name for name in in_ideal if name in self._ideal.types]
         self._packed = {name: self._packed_source(words) for name, words in packed.items()}
         self._flattened = {name for name, words in packed.items() if self._packed[name] != words}

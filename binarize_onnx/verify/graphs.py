@@ -85,6 +85,11 @@ def is_sign(node: NodeProto) -> bool:
     return node.domain == opset.IDEAL_DOMAIN
 
 
+def is_tensor(kind: str) -> bool:
+    """Whether onnxruntime's name of a type is that of a tensor: there are sequences, maps and optionals too."""
+    return kind.startswith("tensor(")
+
+
 def has_our_ops(model: onnx.ModelProto) -> bool:
     """Whether any node is one of ours, so that the kernel library can run it."""
     return any(function.domain == opset.DOMAIN for function in model.functions) or any(

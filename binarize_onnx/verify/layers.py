@@ -33,7 +33,7 @@ from binarize_onnx.verify.graphs import are_binary, constants, is_layer, is_sign
 from binarize_onnx.verify.pieces import Pieces
 from binarize_onnx.verify.results import Flip, SignRow, TensorRow
 from binarize_onnx.verify.session import Runner
-from binarize_onnx.verify.spread import NEAR, STRICT, sign_noise, sign_scale, weight_spread
+from binarize_onnx.verify.spread import NEAR, STRICT, scaled_signs, sign_noise, weight_spread
 from binarize_onnx.verify.terms import Terms
 
 ROUNDINGS = 4  # each at the full size of the sum of |terms|
@@ -114,9 +114,9 @@ class TeacherForcing:
         count = rows.stop - rows.start
         for name, original in self._source_of.items():
             signs = source[original]
-            known[name] = (signs / sign_scale(signs, count)).astype(np.float32)
+            known[name] = scaled_signs(signs, count).astype(np.float32)
         for name, data in self._noisy.items():
-            noise = sign_noise(source[data] / sign_scale(source[data], count))
+            noise = sign_noise(scaled_signs(source[data], count))
             self._noise[name] = max(self._noise.get(name, 0.0), noise)
         self._pieces.learn_shapes(known)
         self._source_pieces.learn_shapes(known)

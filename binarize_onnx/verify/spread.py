@@ -47,6 +47,12 @@ def sign_scale(signs: Array, samples: int) -> Array:
     return np.where(scale == 0, 1.0, scale)
 
 
+def scaled_signs(signs: Array, samples: int) -> Array:
+    """Signs without their scale; NaN where that is infinite."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(signs / sign_scale(signs, samples))
+
+
 def sign_noise(scaled: Array) -> float:
     """The largest distance of scaled signs from -1, 0 or 1; infinite if any is another value altogether."""
     distance = np.abs(scaled - np.clip(np.rint(scaled), -1, 1))
