@@ -1,8 +1,8 @@
 """Binary networks as their papers' own code writes them, for what the compiler must recognise.
 
-Each file of this folder that is not the harness (`base`, `cells`, `table`) is one network: it defines `NETWORK`, and its
-name is the network's. Weights are random and sizes reduced; depth, strides, shortcuts and the spelling of signs, scales
-and straight-through estimators are the paper's.
+Each file of this folder that is not the harness (`base`, `cells`, `table`) is one network: it defines `NETWORK`, and
+its name is the network's. Weights are random and sizes reduced; depth, strides, shortcuts and the spelling of signs,
+scales and straight-through estimators are the paper's.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A file of the zoo reads
 
     NETWORK = Network("Bi-Real-18", BiReal18, "Liu et al. 2018, arXiv:1808.00278", binary=16, inputs=images(3, 32))
 
-Modules are written like the paper's code, in evaluation as in training: a straight-through estimator stays in the graph as
-`hard.detach() - soft.detach() + soft`, weights are binarized in `forward`, scales are computed from them there.
+Modules are written like the paper's code, in evaluation as in training: a straight-through estimator stays in the
+graph as `hard.detach() - soft.detach() + soft`, weights are binarized in `forward`, scales are computed from them there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 Array = npt.NDArray[Any]
+Tensor = Any  # torch ships no complete annotations: mypy sees it as Any
 Feed = dict[str, Array]
 
 
