@@ -5,7 +5,7 @@ A file of the zoo reads
     NETWORK = Network("Bi-Real-18", BiReal18, "Liu et al. 2018, arXiv:1808.00278", binary=16, inputs=images(3, 32))
 
 Modules are written like the paper's code, in evaluation as in training: a straight-through estimator stays in the
-graph as `hard.detach() - soft.detach() + soft`, weights are binarized in `forward`, scales are computed from them there.
+graph as `hard.detach() - soft.detach() + soft`, weights are binarized in `forward`, scales computed from them there.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Network:
         binary: layers (Conv, Linear, products of two activations) that the paper calls binary; a layer that the code
             evaluates twice counts twice.
         inputs: a batch of random inputs by name, in the order of `forward`; the first axis is the batch.
+        threshold: where the activations' signs change.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Network:
     paper: str
     binary: int
     inputs: Callable[[np.random.Generator], Feed]
+    threshold: float = 0.0
 
 
 BATCH = 2
@@ -57,7 +59,7 @@ def images(channels: int, size: int) -> Callable[[np.random.Generator], Feed]:
 
 
 def planted(feed: Mapping[str, Array]) -> Feed:
-    """The same inputs with zeros in them, of both signs: what `randomise` keeps at zero reaches its signs as zero.
+    """The same inputs with zeros in them, of both signs: what `randomise` keeps quiet meets its signs' thresholds.
 
     Of each float input the last sample becomes 0.0 and -0.0, and half of the last axis of the first one 0.0.
     """
@@ -71,18 +73,19 @@ def planted(feed: Mapping[str, Array]) -> Feed:
     return zeros
 
 
-def randomise(module: nn.Module, inputs: Feed, seed: int = 0) -> nn.Module:
+def randomise(module: nn.Module, inputs: Feed, seed: int = 0, threshold: float = 0.0) -> nn.Module:
     """Parameters that a trained network might have, in place; the module comes back in evaluation mode.
 
-    Batch norms get random gammas, a quarter of them negative, and the statistics of `inputs`. Every fourth channel has
-    mean and beta 0, so that a zero in front of it stays exactly zero. Slopes of PReLU are random, every fifth negative.
-    Any other parameter or floating buffer `bias` or `shift` is random, and zero in every fourth place; a parameter
-    `weight` or `weights` of no module of torch's own is normal, with some values beyond ±1. A module with a method
-    `randomise(generator)` does it itself, and its children are left to it.
+    Batch norms get random gammas, a quarter of them negative, and the statistics of `inputs`. Every fourth channel is
+    quiet: its mean is 0 and its beta the threshold, so that a zero in front of it meets a sign exactly at that sign's
+    threshold. So does every fourth bias of a layer. Slopes of PReLU are random, every fifth negative. A parameter
+    `bias` or `shift` of no module of torch's own is random, and 0 in every fourth place; a parameter `weight` or
+    `weights` of such a module is normal, with some values beyond ±1. A module with a method `randomise(generator)`
+    does it itself, and its children are left to it.
     """
     generator = torch.Generator().manual_seed(seed)
     norms: list[nn.Module] = []
-    _randomise(module, generator, norms)
+    _randomise(module, generator, threshold, norms)
     module.train()
     with torch.no_grad():
         module(*(torch.from_numpy(values) for values in inputs.values()))
@@ -91,12 +94,12 @@ def randomise(module: nn.Module, inputs: Feed, seed: int = 0) -> nn.Module:
     return module.eval()
 
 
-def quiet(values: Any) -> None:
-    """Every fourth value becomes 0, in place."""
-    values.data.view(-1)[::4] = 0
+def quiet(values: Tensor, value: float = 0.0) -> None:
+    """Every fourth number becomes `value`, in place."""
+    values.data.view(-1)[::4] = value
 
 
-def _randomise(module: nn.Module, generator: torch.Generator, norms: list[nn.Module]) -> None:
+def _randomise(module: nn.Module, generator: torch.Generator, threshold: float, norms: list[nn.Module]) -> None:
     own = getattr(module, "randomise", None)
     if callable(own):
         own(generator)
@@ -107,18 +110,18 @@ def _randomise(module: nn.Module, generator: torch.Generator, norms: list[nn.Mod
             module.weight.data.uniform_(0.5, 1.5, generator=generator)
             module.weight.data[3::4] *= -1
             module.bias.data.normal_(0, 0.3, generator=generator)
-            quiet(module.bias)
+            quiet(module.bias, threshold)
         norms.append(module)
     elif isinstance(module, nn.PReLU):
         module.weight.data.uniform_(0.05, 0.5, generator=generator)
         module.weight.data[4::5] *= -1
     else:
+        torchs_own = type(module).__module__.startswith("torch.")
         for name, values in module.named_parameters(recurse=False):
             if name in ("bias", "shift"):
                 values.data.normal_(0, 0.3, generator=generator)
-                quiet(values)
+                quiet(values, threshold if torchs_own else 0.0)
             elif name in ("weight", "weights"):
-                own_kind = type(module).__module__.startswith("torch.")
-                values.data.normal_(0, values[0].numel() ** -0.5 if own_kind else 0.5, generator=generator)
+                values.data.normal_(0, values[0].numel() ** -0.5 if torchs_own else 0.5, generator=generator)
     for child in module.children():
-        _randomise(child, generator, norms)
+        _randomise(child, generator, threshold, norms)

@@ -79,4 +79,11 @@ class DoReFa(nn.Module):
         return self.classifier(self.features(image).flatten(1))
 
 
-NETWORK = Network("DoReFa-Net (1, 1)", DoReFa, "Zhou et al. 2016, arXiv:1606.06160", binary=6, inputs=images(3, 32))
+NETWORK = Network(
+    "DoReFa-Net (1, 1)",
+    DoReFa,
+    "Zhou et al. 2016, arXiv:1606.06160",
+    binary=6,
+    inputs=images(3, 32),
+    threshold=0.5,
+)

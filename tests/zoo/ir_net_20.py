@@ -41,9 +41,7 @@ class IRConv2d(nn.Conv2d):
         w = w - w.view(w.size(0), -1).mean(-1).view(w.size(0), 1, 1, 1)
         w = w / w.view(w.size(0), -1).std(-1).view(w.size(0), 1, 1, 1)
         mean = w.abs().view(w.size(0), -1).mean(-1)
-        scale = torch.pow(
-            torch.tensor([2.0] * w.size(0)), (torch.log(mean) / math.log(2)).round().float()
-        )
+        scale = torch.pow(torch.tensor([2.0] * w.size(0)), (torch.log(mean) / math.log(2)).round().float())
         binary = BinaryQuantize.apply(w, self.k, self.t)
         bits = BinaryQuantize.apply(x, self.k, self.t)
         binary = binary * scale.view(w.size(0), 1, 1, 1).detach()

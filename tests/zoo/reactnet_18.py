@@ -1,6 +1,6 @@
 """ReActNet on Bi-Real's ResNet-18: a learned shift in front of every sign, RPReLU behind every shortcut.
 
-    x = RPReLU(BN(conv(sign(x + β), mean|W| sign W)) + x)        RPReLU(x) = PReLU(x + b1) + b2
+x = RPReLU(BN(conv(sign(x + β), mean|W| sign W)) + x)        RPReLU(x) = PReLU(x + b1) + b2
 """
 
 from __future__ import annotations

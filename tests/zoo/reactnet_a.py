@@ -1,8 +1,8 @@
 """ReActNet-A: MobileNet's order of 3x3 and 1x1 convolutions, all of them binary, and channels doubled by Concat.
 
-    x = RPReLU(BN(conv3x3(RSign x)) + x)                     AvgPool of x where the convolution has stride 2
-    x = RPReLU(BN(conv1x1(RSign x)) + x)                     as many channels as before
-    x = RPReLU(Concat(BN(conv1x1(b)) + x, BN(conv1x1(b)) + x)),  b = RSign x        twice as many
+x = RPReLU(BN(conv3x3(RSign x)) + x)                     AvgPool of x where the convolution has stride 2
+x = RPReLU(BN(conv1x1(RSign x)) + x)                     as many channels as before
+x = RPReLU(Concat(BN(conv1x1(b)) + x, BN(conv1x1(b)) + x)),  b = RSign x        twice as many
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Block(nn.Module):
 
 
 class ReActNetA(nn.Module):
-    """Thirteen blocks of widths 32 (once), 64, 128 (twice), 256 (twice), 512 (six times), 1024 (twice); here 6 for 32."""
+    """Thirteen blocks; widths 32, 64, 128 (twice), 256 (twice), 512 (six times), 1024 (twice), here 6 for each 32."""
 
     widths = (6, 12, 24, 24, 48, 48, 96, 96, 96, 96, 96, 96, 192, 192)
 
