@@ -1,4 +1,4 @@
-"""What a network of the zoo is, and how it gets parameters like those of a trained one.
+"""What a network of the zoo is, and parameters for it like those of a trained one.
 
 A file of the zoo reads
 
@@ -36,6 +36,7 @@ class Network:
             evaluates twice counts twice.
         inputs: a batch of random inputs by name, in the order of `forward`; the first axis is the batch.
         threshold: where the activations' signs change.
+        stem_norms: batch norms in front of the first sign.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Network:
     binary: int
     inputs: Callable[[np.random.Generator], Feed]
     threshold: float = 0.0
+    stem_norms: int = 1
 
 
 BATCH = 2
@@ -59,7 +61,7 @@ def images(channels: int, size: int) -> Callable[[np.random.Generator], Feed]:
 
 
 def planted(feed: Mapping[str, Array]) -> Feed:
-    """The same inputs with zeros in them, of both signs: what `randomise` keeps quiet meets its signs' thresholds.
+    """The same inputs with zeros in them, of both signs: what is quiet meets its sign's threshold.
 
     Of each float input the last sample becomes 0.0 and -0.0, and half of the last axis of the first one 0.0.
     """
@@ -73,24 +75,26 @@ def planted(feed: Mapping[str, Array]) -> Feed:
     return zeros
 
 
-def randomise(module: nn.Module, inputs: Feed, seed: int = 0, threshold: float = 0.0) -> nn.Module:
-    """Parameters that a trained network might have, in place; the module comes back in evaluation mode.
+def trained(network: Network, seed: int) -> nn.Module:
+    """The network's module in evaluation mode, its parameters such as training might have left them.
 
-    Batch norms get random gammas, a quarter of them negative, and the statistics of `inputs`. Every fourth channel is
-    quiet: its mean is 0 and its beta the threshold, so that a zero in front of it meets a sign exactly at that sign's
-    threshold. So does every fourth bias of a layer. Slopes of PReLU are random, every fifth negative. A parameter
-    `bias` or `shift` of no module of torch's own is random, and 0 in every fourth place; a parameter `weight` or
-    `weights` of such a module is normal, with some values beyond ±1. A module with a method `randomise(generator)`
-    does it itself, and its children are left to it.
+    Batch norms have random gammas, a quarter of them negative, and the statistics of some inputs. In front of the first
+    sign every fourth channel is quiet: mean 0, and beta the threshold, so that a zero meets that sign exactly at its
+    threshold; so is every fourth bias of a layer. (Further in, a float convolution returns noise where the exact sum is
+    0, and a quiet channel would leave the source's signs to that noise.) Slopes of PReLU are random, every fifth
+    negative. A parameter `bias` or `shift` of no module of torch's own is random, and 0 in every fourth place; a
+    parameter `weight` or `weights` of such a module is normal, with some values beyond ±1. A module with a method
+    `randomise(generator)` does it itself, and its children are left to it.
     """
-    generator = torch.Generator().manual_seed(seed)
+    module = network.build()
     norms: list[nn.Module] = []
-    _randomise(module, generator, threshold, norms)
+    _randomise(module, torch.Generator().manual_seed(seed), network.threshold, norms)
     module.train()
     with torch.no_grad():
-        module(*(torch.from_numpy(values) for values in inputs.values()))
-    for norm in norms:
+        module(*(torch.from_numpy(values) for values in network.inputs(np.random.default_rng(seed)).values()))
+    for norm in norms[: network.stem_norms]:
         quiet(norm.running_mean)
+        quiet(norm.bias, network.threshold)
     return module.eval()
 
 
@@ -110,7 +114,6 @@ def _randomise(module: nn.Module, generator: torch.Generator, threshold: float, 
             module.weight.data.uniform_(0.5, 1.5, generator=generator)
             module.weight.data[3::4] *= -1
             module.bias.data.normal_(0, 0.3, generator=generator)
-            quiet(module.bias, threshold)
         norms.append(module)
     elif isinstance(module, nn.PReLU):
         module.weight.data.uniform_(0.05, 0.5, generator=generator)

@@ -33,7 +33,7 @@ from binarize_onnx.errors import NothingMatched
 from binarize_onnx.report import Report, SignSite
 from binarize_onnx.verify import verify
 from zoo import network
-from zoo.base import Array, Feed, planted, randomise
+from zoo.base import Array, Feed, planted, trained
 
 SEED = 7
 
@@ -153,7 +153,7 @@ EXPORTERS = tuple(OPSETS)
 def exported(name: str, exporter: str) -> bytes:
     """The network as ONNX, in evaluation mode, its batch size open."""
     feed = _random_inputs(name)
-    module = randomise(network(name).build(), feed, SEED, network(name).threshold)
+    module = trained(network(name), SEED)
     args = tuple(torch.from_numpy(values) for values in feed.values())
     names: dict[str, Any] = {"input_names": list(feed), "output_names": ["output"], "opset_version": OPSETS[exporter]}
     with _quiet():

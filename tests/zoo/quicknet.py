@@ -103,4 +103,6 @@ class QuickNet(nn.Module):
         return self.classifier(self.sections(self.stem(image)).mean((2, 3)))
 
 
-NETWORK = Network("QuickNet", QuickNet, "Bannink et al. 2021, arXiv:2011.09398", binary=16, inputs=images(3, 32))
+NETWORK = Network(
+    "QuickNet", QuickNet, "Bannink et al. 2021, arXiv:2011.09398", binary=16, inputs=images(3, 32), stem_norms=3
+)

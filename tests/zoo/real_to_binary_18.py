@@ -95,5 +95,10 @@ class RealToBinary18(nn.Module):
 
 
 NETWORK = Network(
-    "Real-to-Binary-18", RealToBinary18, "Martinez et al. 2020, arXiv:2003.11535", binary=16, inputs=images(3, 32)
+    "Real-to-Binary-18",
+    RealToBinary18,
+    "Martinez et al. 2020, arXiv:2003.11535",
+    binary=16,
+    inputs=images(3, 32),
+    stem_norms=2,
 )

@@ -92,5 +92,10 @@ class XnorAlexNet(nn.Module):
 
 
 NETWORK = Network(
-    "XNOR-Net (AlexNet)", XnorAlexNet, "Rastegari et al. 2016, arXiv:1603.05279", binary=6, inputs=images(3, 59)
+    "XNOR-Net (AlexNet)",
+    XnorAlexNet,
+    "Rastegari et al. 2016, arXiv:1603.05279",
+    binary=6,
+    inputs=images(3, 59),
+    stem_norms=2,
 )
