@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 HARNESS = ("__init__", "base", "cells", "table")
 
 NETWORKS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in HARNESS))
+EXPORTERS = ("torchscript", "dynamo")
+OPTIMISERS = ("none", "onnxsim", "onnxslim", "onnxruntime basic", "onnxruntime extended")
 
 
 def network(name: str) -> Network:
