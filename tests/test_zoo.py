@@ -40,7 +40,7 @@ def cells(request: pytest.FixtureRequest) -> Cells:
     wanted: dict[table.Export, list[str]] = {}
     for item in request.session.items:
         if isinstance(item, pytest.Function) and "cells" in item.fixturenames:
-            name, exporter, optimiser = (item.callspec.params[key] for key in ("name", "exporter", "optimiser"))
+            name, exporter, optimiser = (str(item.callspec.params[key]) for key in ("name", "exporter", "optimiser"))
             wanted.setdefault((name, exporter), []).append(optimiser)
     return table.compute(wanted)
 

@@ -86,4 +86,5 @@ NETWORK = Network(
     binary=6,
     inputs=images(3, 32),
     threshold=0.5,
+    stem_norms=0,
 )
