@@ -87,6 +87,9 @@ def _absolute(model: onnx.ModelProto) -> onnx.ModelProto:
             node.op_type = "Add"
         elif node.op_type == "Neg":
             node.op_type = "Identity"
+        elif node.op_type == "Clip":
+            node.op_type = "Identity"
+            del node.input[1:]
         elif node.op_type == "Where":
             larger = f"{node.output[0]}|larger"
             nodes.append(helper.make_node("Max", node.input[1:], [larger]))
