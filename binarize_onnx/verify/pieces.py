@@ -21,11 +21,11 @@ from binarize_onnx.verify.graphs import is_layer, is_sign, is_standard, reads, w
 # two |inputs| of a product of two activations.
 
 # Steps that a piece goes on through, because |terms| pass through them: sums, products, and ops that choose or move
-# values. Anything else (Tanh, Softmax, Clip, ...) is a piece of its own.
+# values. Anything else (Tanh, Softmax, ...) is a piece of its own.
 _NAMES = """
-    Abs Add AveragePool BatchNormalization Cast Concat DepthToSpace Div Dropout Expand Flatten Gather GlobalAveragePool
-    GlobalMaxPool Identity LeakyRelu MaxPool Mul Neg PRelu Pad ReduceMax ReduceMean ReduceSum Relu Reshape Slice
-    SpaceToDepth Split Squeeze Sub Sum Tile Transpose Unsqueeze Where
+    Abs Add AveragePool BatchNormalization Cast Clip Concat DepthToSpace Div Dropout Expand Flatten Gather
+    GlobalAveragePool GlobalMaxPool Identity LeakyRelu MaxPool Mul Neg PRelu Pad ReduceMax ReduceMean ReduceSum Relu
+    Reshape Slice SpaceToDepth Split Squeeze Sub Sum Tile Transpose Unsqueeze Where
 """
 _STEPS = frozenset(_NAMES.split())
 

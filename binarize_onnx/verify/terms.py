@@ -34,7 +34,8 @@ class Terms:
 
     def run(self, known: Mapping[str, Array]) -> Arrays:
         """The sums for those tensors that have any, from the values of all inputs of the pieces."""
-        magnitudes = {name: np.abs(_single(x)) if x.dtype.kind == "f" else x for name, x in known.items()}
+        # np.abs of a scalar is no array, and onnxruntime takes nothing else.
+        magnitudes = {name: np.asarray(np.abs(_single(x))) if x.dtype.kind == "f" else x for name, x in known.items()}
         found: Arrays = {}
         for runner, outputs in self._graphs:
             for output, sums in runner.run(magnitudes).items():
@@ -86,6 +87,9 @@ def _absolute(model: onnx.ModelProto) -> onnx.ModelProto:
             node.op_type = "Add"
         elif node.op_type == "Neg":
             node.op_type = "Identity"
+        elif node.op_type == "Clip":
+            node.op_type = "Identity"
+            del node.input[1:]
         elif node.op_type == "Where":
             larger = f"{node.output[0]}|larger"
             nodes.append(helper.make_node("Max", node.input[1:], [larger]))
