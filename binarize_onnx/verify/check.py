@@ -177,7 +177,7 @@ def _runnable(ref: io.Source, config: Config, notes: list[str]) -> io.Source:
 
 def _admitted(config: Config | None) -> float:
     """The spread of weights and noise of signs that the ideal graph was made with."""
-    return MODERATE if getattr(config, "match", "strict") == "moderate" else STRICT
+    return MODERATE if config is not None and config.match == "moderate" else STRICT
 
 
 def _is_ours(cand: io.Source) -> bool:
