@@ -249,6 +249,39 @@ def test_steps_behind_a_transposed_convolution_are_in_its_epilogue() -> None:
     assert kinds(graph) == ["PackSign", "XnorConv", "DepthToSpace", "Slice"]
 
 
+@pytest.mark.parametrize("strides", [(2, 2), (1, 2), (2, 1), (2, 3)])
+@pytest.mark.parametrize("open_size", [False, True])
+def test_a_decoder_stays_on_bits(strides: tuple[int, int], open_size: bool) -> None:
+    """Behind a transposed convolution whose channels fill words, words are put side by side and cut."""
+    b = Ideal(sum(strides))
+    x = b.input(2, 40, 4, 5, dims=("N", 40, *(("H", "W") if open_size else (4, 5))))
+    attributes = {"kernel_shape": [4, 4], "strides": [*strides], "pads": [1, 1, 1, 1]}
+    y = b.layer("ConvTranspose", b.binary(x), b.weights(40, 64, 4, 4), **attributes)
+    bits = b.binary(affine(b, y, (64, 1, 1)), b.floats(64, 1, 1), b.rng.random((64, 1, 1)) < 0.5)
+    graph = b.check(conv3(b, bits, 64), rank=4, lacks=("BinarySign", "DepthToSpace"))
+    computed_shapes = open_size and strides[0] != strides[1]  # nothing is packed in front of those
+    assert kinds(graph).count("PackSign") == (2 if computed_shapes else 1)
+
+
+@pytest.mark.parametrize(("mode", "channels", "moves"), [("DCR", 32, True), ("DCR", 40, False), ("CRD", 32, False)])
+def test_depth_to_space(mode: str, channels: int, moves: bool) -> None:
+    b = Ideal(0)
+    x = b.node(
+        "DepthToSpace", b.input(2, 4 * channels, 3, 4, dims=("N", 4 * channels, "H", "W")), blocksize=2, mode=mode
+    )
+    graph = b.check(conv3(b, b.binary(x, b.floats(channels, 1, 1)), channels), rank=4)
+    assert ("DepthToSpace" not in kinds(graph)) == moves
+
+
+@pytest.mark.parametrize("axes", [(2, 3), (-1,), (1,)])
+def test_slice(axes: tuple[int, ...]) -> None:
+    b = Ideal(0)
+    cut = [b.ints(*[1] * len(axes)), b.ints(*[4] * len(axes)), b.ints(*axes)]
+    x = b.node("Slice", b.binary(b.input(2, 40, 5, 6), b.floats(40, 1, 1)), *cut)
+    graph = b.check(conv3(b, x, 3 if axes == (1,) else 40), rank=4)
+    assert ("BinarySign" not in kinds(graph)) == (axes != (1,))
+
+
 # --- Products of two activations ---------------------------------------------------------------------------------
 
 
