@@ -448,6 +448,7 @@ def steps(b: Ideal, count: int, *shape: int) -> Array:
     return np.sort(b.floats(count, *shape), axis=0)
 
 
+@pytest.mark.skipif(not SHAPES_BEHIND_LEVEL, reason="this onnx infers no shape behind a Level")
 @pytest.mark.parametrize("count", [2, 3, 4, 7])
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_pooled_levels(count: int, per_channel: bool) -> None:
@@ -458,6 +459,15 @@ def test_pooled_levels(count: int, per_channel: bool) -> None:
     b.check(conv3(b, pooled, 33), rank=4, lacks=("Level", "PackedMaxPool"), has=("MaxPool",))
 
 
+def test_levels_that_no_threshold_can_follow_stay_float() -> None:
+    """The thresholds differ within a window: the pool of levels is no level of the pool."""
+    b = Ideal(0)
+    levels = b.level(b.input(2, 33, 6, 6), steps(b, 3, 33, 6, 6))
+    y = conv3(b, b.node("MaxPool", levels, kernel_shape=[2, 2], strides=[2, 2]), 33)
+    b.check(y, rank=4, floats=("Conv",), code="threshold-shape")
+
+
+@pytest.mark.skipif(not SHAPES_BEHIND_LEVEL, reason="this onnx infers no shape behind a Level")
 @pytest.mark.parametrize("carrier", ["Flatten", "Transpose", "Reshape", "MaxPool1d"])
 def test_moved_levels(carrier: str) -> None:
     b = Ideal(0)
