@@ -32,6 +32,7 @@ class Ideal(Builder):
 
     def __init__(self, seed: int) -> None:
         super().__init__(np.random.default_rng(seed))
+        self.opset = 0  # any
         self.inputs: dict[str, tuple[Array, tuple[Any, ...]]] = {}
 
     def input(self, *shape: int, dims: tuple[Any, ...] | None = None, values: Array | None = None) -> str:
@@ -87,7 +88,10 @@ class Ideal(Builder):
             [helper.make_tensor_value_info(o, kind, dims) for o in outputs],
             self.initializers,
         )
-        imports = [helper.make_opsetid("", self.pick(13, 17, 19)), helper.make_opsetid(opset.IDEAL_DOMAIN, 1)]
+        imports = [
+            helper.make_opsetid("", self.opset or self.pick(13, 17, 19)),
+            helper.make_opsetid(opset.IDEAL_DOMAIN, 1),
+        ]
         model = helper.make_model(graph, opset_imports=imports, ir_version=8)
         model.functions.extend(opset.functions_in_use(model))
         onnx.checker.check_model(model)
@@ -297,6 +301,7 @@ def test_product_of_two_activations(seed: int) -> None:
     row, column = b.pick(rows, "M"), b.pick(columns, "L")
     a = b.input(*batch_a, rows, depth, dims=(*names, row, depth))
     leveled = b.chance(0.3) and SHAPES_BEHIND_LEVEL
+    b.opset = 17 if leveled else 0
     left = b.level(a, [[[-0.5]], [[0.1]], [[0.7]]]) if leveled else b.binary(a, x_low=b.pick(-1, 0))
     if b.chance(0.5):
         right = b.input(*batch_b, columns, depth, dims=(*(names if batch_a == batch_b else batch_b), column, depth))
@@ -471,6 +476,7 @@ def test_levels_that_no_threshold_can_follow_stay_float() -> None:
 @pytest.mark.parametrize("carrier", ["Flatten", "Transpose", "Reshape", "MaxPool1d"])
 def test_moved_levels(carrier: str) -> None:
     b = Ideal(0)
+    b.opset = 17  # below, onnx infers no shape through the body of a Level
     if carrier == "MaxPool1d":
         levels = b.level(b.input(2, 33, 8), steps(b, 3, 33, 1))
         bits = b.node("MaxPool", levels, kernel_shape=[2], strides=[2])
