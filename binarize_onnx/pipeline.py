@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 from binarize_onnx import checks, cost, foreign, fused, io, opset, shapes, stacked
 from binarize_onnx.errors import ModelError, NothingMatched, UsageError
 from binarize_onnx.passes.base import Context, subgraph_nodes, tidy
+from binarize_onnx.passes.depth_to_space_on_bits import DepthToSpaceOnBits
 from binarize_onnx.passes.flatten_on_bits import FlattenOnBits
 from binarize_onnx.passes.fold_constants import FoldConstants
 from binarize_onnx.passes.fold_threshold import FoldThreshold
@@ -281,7 +282,7 @@ def lower(context: Context) -> None:
     LowerLayers(context).run()
     climbing = True
     while climbing:  # each of these can uncover a site for the others; what is shared is pooled and fused once
-        passes = (SharePacks, FoldThreshold, RunTimeThreshold, PoolOnBits, FlattenOnBits, MoveWords)
+        passes = (SharePacks, FoldThreshold, RunTimeThreshold, PoolOnBits, FlattenOnBits, DepthToSpaceOnBits, MoveWords)
         climbing = any(each(context).run() for each in passes)
     StackTerms(context).run()  # planes of one tensor have met at it; an epilogue would take a term as its residual
     FuseEpilogue(context).run()  # after thresholds have folded: what only a sign reads is gone by now

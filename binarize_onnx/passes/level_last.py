@@ -54,8 +54,8 @@ class LevelLast(Pass[MovedLevel]):
         planes = threshold.shape[0]
         if threshold.size == planes:  # the same for every element
             return threshold.reshape(planes)
-        before, after = self.context.shape(level.output), self.context.shape(carrier.outputs[0])
-        if before is None or after is None or threshold.ndim - 1 > len(before):
+        before, after = self.context.shape(level.x), self.context.shape(carrier.outputs[0])
+        if before is None or threshold.ndim - 1 > len(before):
             return None
         places = np.stack([align(t, len(before)) for t in threshold])
         if carrier.op == "MaxPool":  # elements of one window share their thresholds
@@ -63,9 +63,9 @@ class LevelLast(Pass[MovedLevel]):
         if carrier.op == "Transpose":
             perm = carrier.attrs.get("perm", range(len(before))[::-1])
             return np.ascontiguousarray(places.transpose(0, *(1 + int(p) for p in perm)))
-        fixed = self.context.known.get(level.output.name, ())
-        kept_batch = places.shape[1] == 1 and len(after) > 1 and after[0] == before[0]
-        if not kept_batch or any(d is None for d in fixed[1:]):
+        fixed = self.context.known.get(level.x.name, ())
+        kept_batch = after and places.shape[1] == 1 and len(after) > 1 and after[0] == before[0]
+        if after is None or not kept_batch or any(d is None for d in fixed[1:]):
             return None
         each = np.broadcast_to(places, (planes, 1, *before[1:]))  # any other carrier keeps the order of the elements
         return np.ascontiguousarray(each).reshape(planes, 1, *after[1:])

@@ -25,8 +25,9 @@ import onnx_graphsurgeon as gs
 
 from binarize_onnx import bits, opset
 from binarize_onnx.passes.base import Array, Context, Pass, Skip, align, constant_value, producer
-from binarize_onnx.passes.ideal import dot_length, low_value, unfit_product
+from binarize_onnx.passes.ideal import dot_length, level_behind, low_value, unfit_product
 from binarize_onnx.passes.signs import Level, match_level, pad_value
+from binarize_onnx.reasons import Code, Reason
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class LowerLayers(Pass[Site]):
         if node.name not in self.context.binary or node.op not in ("Conv", "MatMul"):
             return None
         data, weights = node.inputs[0], constant_value(node.inputs[1])
+        if match_level(data) is None and level_behind(data) is not None:  # LevelLast could not bring it here
+            self.context.binary.discard(node.name)
+            words = f"the thresholds of its levels cannot follow them to `{data.name}`"
+            return Skip(node, Reason(Code.THRESHOLD_SHAPE, words))
         if node.op == "MatMul":
             unfit = unfit_product(node, self.context) if weights is None else None
             if unfit is not None:

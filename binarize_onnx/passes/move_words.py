@@ -3,6 +3,7 @@
     before   q = PackSign(Transpose(x), axis a)                after   q = Transpose(PackSign(x, axis perm[a]))
     before   q = PackSign(Squeeze | Unsqueeze(x))              after   q = Squeeze | Unsqueeze(PackSign(x))
     before   q = PackSign(Reshape | Flatten(x))                after   q = Reshape(PackSign(x))
+    before   q = PackSign(Slice(x))                            after   q = Slice(PackSign(x))
     before   q = PackSign(Concat(x, y))                        after   q = Concat(PackSign(x), PackSign(y))
     before   q = Transpose(Transpose(p))                       after   q = Transpose(p), or p
 
@@ -77,6 +78,8 @@ class MoveWords(Pass["Moved | Twice"]):
                 return self._over_axes(pack, mover)
             case "Reshape" | "Flatten":
                 return self._over_reshape(pack, mover)
+            case "Slice":
+                return self._over_slice(pack, mover)
             case "Concat":
                 return self._over_concat(pack, mover)
         return None
@@ -159,11 +162,11 @@ class MoveWords(Pass["Moved | Twice"]):
         return Moved(pack, [source], mover.op, {}, [mover.inputs[1]])
 
     def _over_reshape(self, pack: Pack, mover: gs.Node) -> Moved | None:
-        """A Reshape that keeps words whole, in front of one threshold for all."""
+        """A Reshape that keeps words whole, in front of thresholds that go along with them."""
         x, target = mover.inputs[0], _target(mover)
         before, after = self.context.shape(x), self.context.shape(pack.x)
-        uniform = pack.one_plane_each and pack.threshold.size == 1 and pack.flip.size == 1
-        if target is None or before is None or after is None or not uniform or mover.attrs.get("allowzero", 0):
+        given = pack.channel_threshold
+        if target is None or before is None or after is None or given is None or mover.attrs.get("allowzero", 0):
             return None
         behind = prod(after[pack.axis + 1 :])
         axis = next((a for a in range(len(before)) if prod(before[a + 1 :]) == behind and before[a] > 1), None)
@@ -172,17 +175,29 @@ class MoveWords(Pass["Moved | Twice"]):
         if axis is None or length is None or old is None:
             return None
         split = old % length == 0 and length % WORD == 0
-        joined = length % old == 0 and old % WORD == 0
+        joined = length % old == 0 and old % WORD == 0 and all(v.size == 1 for v in given)
         if not (old == length or split or joined):
             return None
         words = target.copy()
         if axis < words.size and words[axis] == 0 and axis != pack.axis:  # the copied size is that of the packed axis
             words[axis] = old
         words[pack.axis] = word_count(length)
-        places = (1,) * (1 + len(before))
-        source = Source(x, pack.threshold.reshape(places), pack.flip.reshape(places), axis)
+        along = [1] * (1 + len(before))
+        along[1 + axis] = -1
+        threshold, flip = ((v if v.size == 1 else np.tile(v, old // length)).reshape(along) for v in given)
         shape = self.context.constant(f"{pack.node.outputs[0].name}.shape", words)
-        return Moved(pack, [source], "Reshape", {}, [shape])
+        return Moved(pack, [Source(x, threshold, flip, axis)], "Reshape", {}, [shape])
+
+    def _over_slice(self, pack: Pack, mover: gs.Node) -> Moved | None:
+        """A Slice of axes along which neither the words nor the thresholds lie."""
+        axes = constant_value(mover.inputs[3]) if len(mover.inputs) > 3 and not mover.inputs[3].is_empty() else None
+        if axes is None:
+            return None
+        cut = {int(a) % pack.rank for a in axes}
+        threshold, flip = (np.moveaxis(values, pack.axis, 0) for values in (pack.threshold, pack.flip))
+        if pack.axis in cut or any(v.shape[1 + a] > 1 for v in (threshold, flip) for a in cut):
+            return None
+        return Moved(pack, [Source(mover.inputs[0], threshold, flip, pack.axis)], "Slice", {}, mover.inputs[1:])
 
     def _over_concat(self, pack: Pack, mover: gs.Node) -> Moved | None:
         """A Concat whose parts fill their words."""
