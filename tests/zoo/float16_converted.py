@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import onnx
-from onnxconverter_common import float16
+from onnxconverter_common import float16  # type: ignore[import-untyped]
+
 from zoo.base import Feed, Network, images
 from zoo.int8_edges import BinaryResNet
 
 
 def to_float16(model: onnx.ModelProto, feed: Feed) -> onnx.ModelProto:
-    return float16.convert_float_to_float16(model, keep_io_types=True)
+    converted: onnx.ModelProto = float16.convert_float_to_float16(model, keep_io_types=True)
+    return converted
 
 
 NETWORK = Network(

@@ -55,7 +55,7 @@ class BinaryResNet(nn.Module):
         return self.fc(functional.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-class Samples(quantization.CalibrationDataReader):  # type: ignore[misc]
+class Samples(quantization.CalibrationDataReader):
     """The feed, once."""
 
     def __init__(self, feed: Feed) -> None:
