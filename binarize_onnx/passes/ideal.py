@@ -14,10 +14,23 @@ def accumulator_bound(tensor: gs.Tensor, context: Context) -> int | None:
     if node is None or node.name not in context.binary:
         return None
     weights = constant_value(node.inputs[1])
-    assert weights is not None
-    length = int(weights[0].size) if node.op == "Conv" else int(weights.shape[0])
-    level = match_level(node.inputs[0])
-    return length * (1 if level is None else level.threshold.shape[0])
+    if weights is None:  # a second activation
+        length = context.known_dim(node.inputs[1], -2)
+        return length
+    outputs = weights.shape[0 if node.op == "Conv" else 1]
+    return int(weights.size // outputs) * _high_value(node.inputs[0])
+
+
+def _high_value(tensor: gs.Tensor) -> int:
+    """The largest value of a binary tensor: 1, or how many thresholds a level counts."""
+    while True:
+        level = match_level(tensor)
+        if level is not None:
+            return int(level.threshold.shape[0])
+        node = producer(tensor)
+        if match_sign(tensor) is not None or node is None:
+            return 1
+        tensor = node.inputs[0]
 
 
 def low_value(tensor: gs.Tensor) -> int:

@@ -36,9 +36,9 @@ SAME_VALUE = 2.0**-21
 class Sign:
     """A two-valued activation: bit = (x >= threshold) ^ flip, worth `scale` where set and x_low * scale where clear.
 
-    `minus`, if there is one, is subtracted from x first. `zero_differs` tells that the source is three-valued: its own
-    output at x = threshold is neither of the two. `rank` is the highest among the form's constants: one above that of x
-    would give the output more axes than x has.
+    `minus`, if there is one, is subtracted from x first. `zero_differs`, which broadcasts to the threshold, tells where
+    the source is three-valued: its own output at x = threshold is not what the bit stands for. `rank` is the highest
+    among the form's constants: one above that of x would give the output more axes than x has.
     """
 
     output: gs.Tensor
@@ -47,7 +47,7 @@ class Sign:
     flip: Array
     x_low: int
     scale: float = 1.0
-    zero_differs: bool = False
+    zero_differs: Array = field(default_factory=lambda: np.zeros((), np.bool_))
     rank: int = 0
     minus: gs.Tensor | None = None
 
@@ -225,7 +225,8 @@ def classify(stairs: Staircase, output: gs.Tensor) -> Sign | Level | NotBinary:
         )
         return NotBinary(Code.ACTIVATION_VALUES, words)
     low_is_top, high_is_top = near_top
-    threshold = np.broadcast_to(stairs.threshold[0], np.broadcast_shapes(stairs.threshold.shape[1:], low_is_top.shape))
+    first = stairs.threshold[0] if len(stairs.threshold) else np.full((), -np.inf, np.float32)  # x decides nothing
+    threshold = np.broadcast_to(first, np.broadcast_shapes(first.shape, low_is_top.shape))
     constant = low_is_top == high_is_top
     return Sign(
         output,
@@ -234,7 +235,7 @@ def classify(stairs: Staircase, output: gs.Tensor) -> Sign | Level | NotBinary:
         np.broadcast_to(~high_is_top, threshold.shape),
         x_low=0 if abs(bottom) <= spread else -1,
         scale=float(np.float32(top)),
-        zero_differs=len(stairs.threshold) == 2,
+        zero_differs=np.abs(values[min(1, len(values) - 1)] - high) > spread,
         rank=stairs.rank,
         minus=stairs.minus,
     )
