@@ -25,7 +25,7 @@ _MARKUP = re.compile(r"[^\w ,./()=+%-]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.", re.
 
 @dataclass(frozen=True)
 class Finding:
-    """What a summary says about one layer, sign or output: `error` and `skipped` are words, empty if they do not apply."""
+    """What a summary says about a layer, sign or output: `error` and `skipped` in words, empty if they do not apply."""
 
     name: str
     error: str = ""
