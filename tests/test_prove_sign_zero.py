@@ -167,6 +167,42 @@ def test_every_part_of_a_concat(c: list[float], d: list[float], never: bool) -> 
     check(behind_a_product(steps, constants, 4, width=8), {"x": every_input(4)}, never=never)
 
 
+def test_a_slope_below_0_ends_a_proof() -> None:
+    """PRelu(a) is 2, 1, 0, 2, 4: neither rising nor falling, and 1 is not between the ends."""
+    steps = [
+        node("Reshape", "a shape", "l"),
+        node("PRelu", "l k", "m"),
+        node("Sub", "m plus", "n"),
+        node("Sub", "b plus", "o"),
+        node("Concat", "n o", "r", axis=1),  # between Reshape and Concat no pass respells the PRelu
+    ]
+    constants = {"k": np.full(4, -0.5, np.float32), "shape": np.asarray([0, 4])}
+    model = behind_a_product(steps, constants, 4, width=8)
+    check(model, {"x": every_input(4)}, never=False)
+
+
+def test_constants_that_widen_what_was_reshaped_end_a_proof() -> None:
+    steps = [node("Unsqueeze", "a axis", "m"), node("Add", "m c", "r")]
+    constants = {"axis": np.asarray([2]), "c": np.ones((1, 1, 3), np.float32)}
+    site, zeros = judged(behind_a_product(steps, constants, 4, width=12), {"x": every_input(4)})
+    assert (site.zero, zeros) == ("assumed", 0)
+
+
+@pytest.mark.parametrize(("c", "never"), [(0.5, True), (0.0, False)])
+def test_a_part_that_ends_at_0_can_be_0(c: float, never: bool) -> None:
+    nodes = [
+        node("Relu", "x", "m"),
+        node("Add", "m c", "n"),
+        node("Neg", "n", "o"),
+        node("Sub", "o plus", "p"),
+        node("Concat", "n p", "r", axis=1),
+        node("Sign", "r", "t"),
+        node("MatMul", "t v", "y", "layer"),
+    ]
+    model = network(nodes, {"x": ["N", 4]}, {"y": 2}, {"c": c, "v": np.ones((8, 2), np.float32)})
+    check(model, {"x": every_input(4)}, never=never)
+
+
 @pytest.mark.parametrize(
     ("steps", "never"),
     [
@@ -207,7 +243,7 @@ def test_tiny_numbers_that_vanish_are_not_called_impossible() -> None:
 )
 @pytest.mark.parametrize("pool", ["MaxPool", "GlobalMaxPool"])
 def test_pools_pick_values(pool: str, c: Any, never: bool) -> None:
-    attrs = {"kernel_shape": [1, 2]} if pool == "MaxPool" else {}
+    attrs: dict[str, Any] = {"kernel_shape": [1, 2]} if pool == "MaxPool" else {}
     nodes = [
         *sign("x", "s"),
         node("Conv", "s w", "a", "first"),

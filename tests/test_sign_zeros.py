@@ -15,7 +15,7 @@ import pytest
 from corpus import load_bnn, sample_feed
 from test_odd_graphs import Array, network, node
 
-from binarize_onnx import Config, convert, inspect
+from binarize_onnx import Config, convert, inspect, summary
 from binarize_onnx.cli import main
 from binarize_onnx.errors import ModelError, UsageError
 from binarize_onnx.report import SignSite
@@ -87,6 +87,12 @@ def test_a_sign_that_never_saw_0_is_not_proved() -> None:
     assert counts(inspect(planted(), calibration_data=one).signs) == [("s", "counted", 0, 3), ("t", "counted", 0, 2)]
     kept = inspect(planted(), Config(sign_zero="keep"), calibration_data=one)
     assert [(x.status, str(x.code)) for x in kept.layers] == [("float", "sign-zero")] * 2
+
+
+def test_only_a_sign_that_saw_0_is_marked_in_a_summary() -> None:
+    for data, marked in ((X[:1], [False, False]), (X[-1:], [True, True]), (X[1:2], [False, True])):
+        found = summary.of_conversion(inspect(planted(), calibration_data={"x": data}))
+        assert [bool(f.skipped) for f in found if f.group == "signs"] == marked
 
 
 def test_proved_signs_are_not_counted() -> None:
@@ -249,4 +255,14 @@ def test_counts_on_a_trained_network_are_those_of_its_signs(name: str) -> None:
     names = [s.name for s in counted]
     outputs: list[Array] = session.run(names, feed) if names else []
     for site, values in zip(counted, outputs, strict=True):
-        assert (site.zeros, site.elements) == (np.count_nonzero(values == 0), values.size)
+        assert (site.zeros, site.elements) == (int(np.count_nonzero(values == 0)), values.size)
+
+
+def test_zeros_planted_in_real_images() -> None:
+    """The first sign of this network reads 2 x - 1: every second pixel is set to a half."""
+    feed = {key: values[:4].copy() for key, values in sample_feed("tfc_w1a1_mnist").items()}
+    for values in feed.values():
+        values[..., ::2] = 0.5
+    signs = inspect(load_bnn("tfc_w1a1_mnist"), calibration_data=feed).signs
+    assert (signs[0].zeros, signs[0].elements) == (4 * 28 * 14, 4 * 28 * 28)
+    assert [s.zero for s in signs] == ["counted", "proved", "proved", "proved"]
