@@ -170,13 +170,14 @@ def test_every_part_of_a_concat(c: list[float], d: list[float], never: bool) -> 
 def test_a_slope_below_0_ends_a_proof() -> None:
     """PRelu(a) is 2, 1, 0, 2, 4: neither rising nor falling, and 1 is not between the ends."""
     steps = [
-        node("Reshape", "a shape", "l"),
+        node("Unsqueeze", "a axis", "l"),
         node("PRelu", "l k", "m"),
         node("Sub", "m plus", "n"),
-        node("Sub", "b plus", "o"),
-        node("Concat", "n o", "r", axis=1),  # between Reshape and Concat no pass respells the PRelu
+        node("Unsqueeze", "b axis", "p"),
+        node("Sub", "p plus", "o"),
+        node("Concat", "n o", "r", axis=1),  # between Unsqueeze and Concat no pass respells the PRelu
     ]
-    constants = {"k": np.full(4, -0.5, np.float32), "shape": np.asarray([0, 4])}
+    constants = {"k": np.full((4, 1), -0.5, np.float32), "axis": np.asarray([2])}
     model = behind_a_product(steps, constants, 4, width=8)
     check(model, {"x": every_input(4)}, never=False)
 
