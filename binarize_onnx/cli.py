@@ -215,6 +215,17 @@ def choosing(command: Command) -> Command:
     return command
 
 
+def counting(command: Command) -> Command:
+    """The option of the commands that report on signs."""
+    return click.option(
+        "--calibration-data",
+        type=MODEL,
+        metavar="FILE.npz",
+        help="Samples, as verify reads them: run IN on these and report for how many values each Sign gave 0, where "
+        "the graph does not show that it never does. What is converted does not depend on them.",
+    )(command)
+
+
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(installed_version(), prog_name="binarize-onnx")
 def main() -> None:
@@ -240,14 +251,26 @@ def main() -> None:
 @main.command(short_help="What can be converted, and why the rest cannot.")
 @click.argument("model", metavar="IN", type=MODEL)
 @choosing
+@counting
 @summarising
 @reporting
-def inspect(model: Path, as_json: bool, as_markdown: bool, report: Path | None, log_level: str, **choices: Any) -> None:
+def inspect(
+    model: Path,
+    calibration_data: Path | None,
+    as_json: bool,
+    as_markdown: bool,
+    report: Path | None,
+    log_level: str,
+    **choices: Any,
+) -> None:
     """Say what convert would do with every layer of IN, and why.
 
     Each convolution and matrix product is listed as binary or float with the reason and its code, its
     multiply-accumulates, and the totals before and after. Nothing is converted; a model without binary layers is no
     error here.
+
+    An ONNX Sign gives 0 for 0, which a bit cannot. Of every sign the report says whether that is proved never to
+    happen, counted on --calibration-data, or assumed to be taken as +1.
 
     \b
     Example:
@@ -257,12 +280,12 @@ def inspect(model: Path, as_json: bool, as_markdown: bool, report: Path | None, 
 
     _log_to_stderr(log_level)
     _one_of(as_json, as_markdown)
-    _different(report, read=[model])
-    found = pipeline.inspect(str(model), _config(**choices))
+    _different(report, read=[model, calibration_data])
+    found = pipeline.inspect(str(model), _config(**choices), calibration_data=calibration_data)
     printed = _json(found.to_json())
     _write({report: _line(printed)})
     if as_markdown:
-        printed = summary.markdown(f"inspect {model.name}", [], found.totals(), found.rows())
+        printed = summary.markdown(f"inspect {model.name}", [], found.totals(), found.rows(), found.sign_rows())
     click.echo(printed if as_json or as_markdown else found.table())
 
 
@@ -270,6 +293,7 @@ def inspect(model: Path, as_json: bool, as_markdown: bool, report: Path | None, 
 @click.argument("model", metavar="IN", type=MODEL)
 @click.argument("out", metavar="OUT", type=MODEL)
 @choosing
+@counting
 @click.option(
     "--emit",
     type=click.Choice(["compiled", "ideal"]),
@@ -292,11 +316,18 @@ def inspect(model: Path, as_json: bool, as_markdown: bool, report: Path | None, 
     metavar="SIZE",
     help="Gate: the size of the converted model, as 500kB, 1.5MB, 2MiB or a number of bytes; external data counts.",
 )
+@click.option(
+    "--max-sign-zeros",
+    type=share,
+    metavar="SHARE",
+    help="Gate: the share of 0 among the values that reach any one sign, as 0.1% or 0.001; needs --calibration-data.",
+)
 @gating
 @reporting
 def convert(
     model: Path,
     out: Path,
+    calibration_data: Path | None,
     as_json: bool,
     as_markdown: bool,
     report: Path | None,
@@ -306,6 +337,7 @@ def convert(
     dry_run: bool,
     min_binary_macs: float | None,
     max_size: int | None,
+    max_sign_zeros: float | None,
     **choices: Any,
 ) -> None:
     """Convert the layers of IN that are binary already, exactly, and write OUT.
@@ -316,7 +348,8 @@ def convert(
 
     OUT appears whole or not at all, and is the same, byte for byte, for the same IN, options and version.
 
-    If a gate (--min-binary-macs, --max-size) fails, OUT is not written, reports are, and the exit code is 1.
+    If a gate (--min-binary-macs, --max-size, --max-sign-zeros) fails, OUT is not written, reports are, and the exit
+    code is 1.
 
     \b
     Example:
@@ -327,17 +360,20 @@ def convert(
     _log_to_stderr(log_level)
     _one_of(as_json, as_markdown)
     _different(out, report, junit)
-    _different(report, junit, read=[model])
-    result = pipeline.convert(str(model), _config(**choices))
+    _different(report, junit, read=[model, calibration_data])
+    _different(out, read=[calibration_data])
+    if max_sign_zeros is not None and calibration_data is None:
+        raise UsageError("--max-sign-zeros needs samples to count on:", fix="give --calibration-data.")
+    result = pipeline.convert(str(model), _config(**choices), calibration_data=calibration_data)
     found = result.report
-    checked = found.gates(min_binary_macs=min_binary_macs, max_size=max_size)
+    checked = found.gates(min_binary_macs=min_binary_macs, max_size=max_size, max_sign_zeros=max_sign_zeros)
     title, printed = f"convert {model.name}", _json({**found.to_json(), "gates": [gate.to_json() for gate in checked]})
-    files = {report: _line(printed), junit: summary.junit(title, checked, summary.of_layers(found))}
+    files = {report: _line(printed), junit: summary.junit(title, checked, summary.of_conversion(found))}
     with _writing({} if dry_run else files):
         if not dry_run and all(gate.passed for gate in checked):
             io.save(result.model, out, external_data=use_external_data_format)
     if as_markdown:
-        printed = summary.markdown(title, checked, found.totals(), found.rows())
+        printed = summary.markdown(title, checked, found.totals(), found.rows(), found.sign_rows())
     click.echo(printed if as_json or as_markdown else found.table())
     gates.require(checked)
 
@@ -650,14 +686,14 @@ def _one_of(as_json: bool, as_markdown: bool) -> None:
 
 
 def _different(*written: Path | None, read: Iterable[Path | None] = ()) -> None:
-    """Refuse to write two things into one file, or a report over what is read."""
+    """Refuse to write two things into one file, or over what is read."""
     files = [os.path.realpath(path) for path in written if path is not None]
     inputs = {os.path.realpath(path) for path in read if path is not None}
     for path in files:
         if files.count(path) > 1:
             raise UsageError(f"{path} would be written twice:", fix="name a file for each output.")
         if path in inputs:
-            raise UsageError(f"{path} is read, and a report would be written over it:", fix="name another file.")
+            raise UsageError(f"{path} is read, and would be written over:", fix="name another file.")
 
 
 def _write(files: dict[Path | None, bytes]) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -33,10 +34,14 @@ from binarize_onnx.passes.pool_on_bits import PoolOnBits
 from binarize_onnx.passes.prove_sign_zero import zero_cannot_occur
 from binarize_onnx.passes.recognise_layers import LAYER_OPS, MODERATE, STRICT, Filter, RecogniseLayers, Tolerance
 from binarize_onnx.passes.run_time_threshold import RunTimeThreshold
+from binarize_onnx.passes.signs import Sign
 from binarize_onnx.passes.stack_terms import StackTerms
 from binarize_onnx.passes.transposed_conv import TransposedConv
 from binarize_onnx.reasons import Code
 from binarize_onnx.report import Layer, Report, SignSite, Summary
+
+if TYPE_CHECKING:  # it runs models, and what runs models imports this module
+    from binarize_onnx.sign_zeros import CalibrationData
 
 COMPILED_OPS = ("XnorConv", "XnorMatMul")
 
@@ -130,31 +135,38 @@ class Result:
     report: Report
 
 
-def convert(model: io.ModelLike, config: Config | None = None) -> Result:
+def convert(
+    model: io.ModelLike, config: Config | None = None, *, calibration_data: CalibrationData | None = None
+) -> Result:
     """Lower every layer of a model that is binary already; the rest stays as it is.
 
     Args:
         model: path, serialized bytes or ModelProto of the source.
         config: see `Config`.
+        calibration_data: samples on which the report counts how often a three-valued sign sees 0: arrays by input
+            name, a file of them as `verify` reads it, or an onnxruntime `CalibrationDataReader`. The converted model
+            does not depend on them.
 
     Returns:
         The converted model (it runs in plain onnxruntime, and fast with our library registered) and its report.
 
     Raises:
-        ModelError: the model cannot be read, or its opset cannot be converted.
+        ModelError: the model or the data cannot be read, its opset cannot be converted, or the data does not fit it.
         NothingMatched: no layer is binary, and `allow_unchanged` is not set.
     """
     config = config or Config()
     source = io.read(model)
-    compilation = _compile(source, config)
+    compilation = _compile(source, config, calibration_data)
     if compilation.binary_layers == 0 and not config.allow_unchanged:
         raise NothingMatched(_nothing_matched(compilation.report))
     return Result(compilation.model, compilation.report)
 
 
-def inspect(model: io.ModelLike, config: Config | None = None) -> Report:
+def inspect(
+    model: io.ModelLike, config: Config | None = None, *, calibration_data: CalibrationData | None = None
+) -> Report:
     """What `convert` would do with every layer, and why; sizes and operations before and after."""
-    return _compile(io.read(model), config or Config()).report
+    return _compile(io.read(model), config or Config(), calibration_data).report
 
 
 def translate(model: onnx.ModelProto, config: Config) -> tuple[onnx.ModelProto, list[str]]:
@@ -180,7 +192,7 @@ class _Compilation:
     binary_layers: int
 
 
-def _compile(source: io.Source, config: Config) -> _Compilation:
+def _compile(source: io.Source, config: Config, data: CalibrationData | None = None) -> _Compilation:
     try:
         prepared, foreign_notes = translate(source.model, config)
     except ModelError as error:
@@ -188,7 +200,8 @@ def _compile(source: io.Source, config: Config) -> _Compilation:
             raise
         return _untouched(source, error)
     inferred = shapes.infer(prepared)
-    context, layers, signs, taken = _recognise(prepared, inferred, config)
+    context, layers, sites, taken = _recognise(prepared, inferred, config)
+    signs = _counted(sites, prepared, data)
     if context.binary and config.emit == "compiled":
         lower(context)
     if context.binary:
@@ -243,7 +256,7 @@ def _untouched(source: io.Source, error: ModelError) -> _Compilation:
 
 def _recognise(
     prepared: onnx.ModelProto, inferred: shapes.Shapes, config: Config
-) -> tuple[Context, list[Layer], list[SignSite], list[str]]:
+) -> tuple[Context, list[Layer], list[tuple[SignSite, Sign]], list[str]]:
     """The ideal graph, the layers of the source, its signs, and what a moderate match took for binary.
 
     With `sign_zero="keep"` a sign that 0 may reach is taken out of the game, which can make layers float that fed
@@ -255,7 +268,7 @@ def _recognise(
         context = Context(io.import_graph(prepared), inferred)
         layers = _name_layers(context)
         sites, taken = idealise(context, wanted, kept, MODERATE if config.match == "moderate" else STRICT)
-        unproved = frozenset(site.name for site in sites if site.zero == "assumed")
+        unproved = frozenset(site.name for site, _ in sites if site.zero == "assumed")
         if config.sign_zero == "plus" or not unproved:
             return context, layers, sites, taken
         kept |= unproved
@@ -263,7 +276,7 @@ def _recognise(
 
 def idealise(
     context: Context, wanted: Filter, kept_signs: frozenset[str] = frozenset(), tolerance: Tolerance = STRICT
-) -> tuple[list[SignSite], list[str]]:
+) -> tuple[list[tuple[SignSite, Sign]], list[str]]:
     """Source graph to ideal graph: ±1 weights, BinarySign, every real-valued step behind the layer."""
     tidy(context.graph)
     FoldConstants(context).run()  # first: weights and thresholds may be written as constant cones
@@ -271,7 +284,7 @@ def idealise(
     recognise = RecogniseLayers(context, wanted, kept_signs, tolerance)
     recognise.run()
     IdealAffine(context).run()  # after the layers are known: only steps that touch them are rewritten
-    return [_prove(site, sign, context) for site, sign in recognise.sites.values()], recognise.notes
+    return [(_prove(sign, unit, context), sign) for sign, unit in recognise.sites.values()], recognise.notes
 
 
 def lower(context: Context) -> None:
@@ -321,11 +334,25 @@ def _name_layers(context: Context) -> list[Layer]:
     return layers
 
 
-def _prove(site: SignSite, three_valued: gs.Tensor | None, context: Context) -> SignSite:
-    """Upgrade an assumed sign(0) where the graph itself shows that 0 cannot come."""
-    if three_valued is not None and zero_cannot_occur(three_valued, context):
-        return SignSite(site.name, "proved", "no value that reaches it is exactly 0")
-    return site
+def _prove(sign: Sign, unit: gs.Tensor, context: Context) -> SignSite:
+    """What the graph itself says of 0 at a sign, which `unit` is in the ideal graph."""
+    name = sign.output.name
+    if not np.any(sign.zero_differs):
+        return SignSite(name, "proved", "the source's sign has two values")
+    if zero_cannot_occur(unit, context):
+        return SignSite(name, "proved", "no value that reaches it is exactly 0")
+    return SignSite(name, "assumed", "the source gives 0 for 0")
+
+
+def _counted(
+    sites: list[tuple[SignSite, Sign]], prepared: onnx.ModelProto, data: CalibrationData | None
+) -> list[SignSite]:
+    """The sites, with what the data says of 0 where the graph does not tell."""
+    if data is None:
+        return [site for site, _ in sites]
+    from binarize_onnx import sign_zeros  # not before: see TYPE_CHECKING above
+
+    return sign_zeros.count(sites, prepared, data)
 
 
 def _conclude(layer: Layer, context: Context) -> None:

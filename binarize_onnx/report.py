@@ -34,13 +34,20 @@ class Layer:
 class SignSite:
     """One activation sign of the source, and what is known of sign(0) there.
 
-    `zero` is `proved` (0 cannot reach it, or the source itself maps 0 to +1) or `assumed` (taken as +1 though the
-    source's `Sign` gives 0).
+    Attributes:
+        name: the tensor that the sign computes.
+        zero: `proved` (0 cannot reach it, or the source itself maps 0 to one of two values), `counted` (taken as +1
+            though the source's `Sign` gives 0, and counted how often on data) or `assumed` (taken as +1, uncounted).
+        reason: the same in words.
+        zeros: of a counted sign, how many of the values that reached it were 0.
+        elements: of a counted sign, how many values reached it.
     """
 
     name: str
-    zero: Literal["proved", "assumed"]
+    zero: Literal["proved", "counted", "assumed"]
     reason: str
+    zeros: int | None = None
+    elements: int | None = None
 
 
 @dataclass
@@ -78,12 +85,19 @@ class Report:
             layer["code"] = str(layer["code"])
         return found
 
-    def gates(self, *, min_binary_macs: float | None = None, max_size: int | None = None) -> list[Gate]:
+    def gates(
+        self,
+        *,
+        min_binary_macs: float | None = None,
+        max_size: int | None = None,
+        max_sign_zeros: float | None = None,
+    ) -> list[Gate]:
         """What the caller demands of the conversion; None demands nothing.
 
         Args:
             min_binary_macs: the share of the MACs that is binary, between 0 and 1, layers of unknown size left out.
             max_size: bytes of the converted model as one file.
+            max_sign_zeros: the share of 0, between 0 and 1, among the values that reach any one sign.
         """
         gates, s = [], self.summary
         if min_binary_macs is not None:
@@ -98,19 +112,29 @@ class Report:
         if max_size is not None:
             found = f"the model takes {s.bytes_after} bytes"
             gates.append(at_most("max-size", s.bytes_after, max_size, found, lambda limit: f"{limit} bytes"))
+        if max_sign_zeros is not None:
+            rate, found = self._most_zeros()
+            gates.append(at_most("max-sign-zeros", rate, max_sign_zeros, found, percent))
         return gates
 
+    def _most_zeros(self) -> tuple[float | None, str]:
+        """The largest share of 0 at any sign, None where a sign was not counted; and the same in words."""
+        uncounted = [x.name for x in self.signs if x.zero == "assumed"]
+        if uncounted:
+            return None, f"the zeros of sign `{uncounted[0]}` were not counted"
+        shares = [(x.zeros / x.elements, x) for x in self.signs if x.zeros is not None and x.elements]
+        if not shares:
+            return 0.0, "no sign can see 0"
+        share, worst = max(shares, key=lambda found: found[0])
+        return share, f"sign `{worst.name}` saw 0 for {worst.zeros} of {worst.elements} values ({percent(share)})"
+
     def table(self) -> str:
-        """The report for a person: one line a layer, then the totals."""
-        rows = self.rows()
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        lines = []
-        for index, row in enumerate(rows):
-            cells = [row[i].rjust(widths[i]) if i == 4 else row[i].ljust(widths[i]) for i in range(5)]
-            lines.append("  ".join([*cells, row[5]]).rstrip())
-            if index == 0:
-                lines.append("  ".join("-" * w for w in widths) + "  ---")
-        lines += ["", *(f"{name:<13}  {value}" for name, value in self.totals())]
+        """The report for a person: one line a layer, one a sign if zeros were counted, then the totals."""
+        lines = [*_aligned(self.rows(), right={4}), ""]
+        signs = self.sign_rows()
+        if len(signs) > 1:
+            lines += [*_aligned(signs, right={2, 3}), ""]
+        lines += [f"{name:<13}  {value}" for name, value in self.totals()]
         return "\n".join(printable(line) for line in lines)
 
     def rows(self) -> list[tuple[str, ...]]:
@@ -129,11 +153,42 @@ class Report:
             ("operations", f"{shown_count(round(s.ops))}  (binary MACs / 64 + float MACs)"),
             ("file size", f"{shown_size(s.bytes_before)} -> {shown_size(s.bytes_after)}{smaller}"),
         ]
-        assumed = [x.name for x in self.signs if x.zero == "assumed"]
-        if assumed:
-            signs = f"{len(assumed)} of {len(self.signs)} signs"
-            pairs.append(("sign(0)", f"taken as +1 at {signs}: {', '.join(assumed)}"))
+        taken = [x for x in self.signs if x.zero != "proved"]
+        if taken:
+            signs = f"{len(taken)} of {len(self.signs)} signs"
+            names = [x.name + (f" ({x.zeros} of {x.elements})" if x.zero == "counted" else "") for x in taken]
+            pairs.append(("sign(0)", f"taken as +1 at {signs}{self._zeros()}: {', '.join(names)}"))
         return [*pairs, *(("note", note) for note in self.notes)]
+
+    def _zeros(self) -> str:
+        """What was counted at all signs together, as a part of a sentence."""
+        counted = [(x.zeros, x.elements) for x in self.signs if x.zeros is not None and x.elements is not None]
+        if not counted:
+            return ""
+        zeros, elements = (sum(numbers) for numbers in zip(*counted, strict=True))
+        return f", for {zeros} of {elements} values on the data given"
+
+    def sign_rows(self) -> list[tuple[str, ...]]:
+        """The signs as lines of a table, its header first; no line if none was counted."""
+        rows: list[tuple[str, ...]] = [("sign", "sign(0)", "zeros", "values", "why")]
+        if any(x.zero == "counted" for x in self.signs):
+            rows += [(x.name, x.zero, _number(x.zeros), _number(x.elements), x.reason) for x in self.signs]
+        return rows
+
+
+def _aligned(rows: list[tuple[str, ...]], right: set[int]) -> list[str]:
+    """A table as lines of text, its header underlined; the last column is as long as it likes."""
+    columns = range(len(rows[0]) - 1)
+    widths = [max(len(row[i]) for row in rows) for i in columns]
+    lines = []
+    for row in rows:
+        cells = [row[i].rjust(widths[i]) if i in right else row[i].ljust(widths[i]) for i in columns]
+        lines.append("  ".join([*cells, row[-1]]).rstrip())
+    return [lines[0], "  ".join("-" * w for w in widths) + "  ---", *lines[1:]]
+
+
+def _number(n: int | None) -> str:
+    return "" if n is None else str(n)
 
 
 def printable(text: str) -> str:

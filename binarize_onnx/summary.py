@@ -25,16 +25,26 @@ _MARKUP = re.compile(r"[^\w ,./()=+%-]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.", re.
 
 @dataclass(frozen=True)
 class Finding:
-    """What a summary says about one layer or output: `error` and `skipped` in words, empty where they do not apply."""
+    """What a summary says about a layer, sign or output: `error` and `skipped` in words, empty if they do not apply."""
 
     name: str
     error: str = ""
     skipped: str = ""
+    group: str = "layers"
 
 
-def of_layers(report: Report) -> list[Finding]:
-    """The layers of a conversion: one that stays float counts as skipped, for the reason it has."""
-    return [Finding(x.name, skipped="" if x.status == "binary" else f"{x.code}: {x.reason}") for x in report.layers]
+def of_conversion(report: Report) -> list[Finding]:
+    """The layers of a conversion, and the signs where data was counted on.
+
+    A layer that stays float counts as skipped, for the reason it has, and so does a sign that saw 0.
+    """
+    layers = [Finding(x.name, skipped="" if x.status == "binary" else f"{x.code}: {x.reason}") for x in report.layers]
+    signs = [
+        Finding(x.name, skipped=f"sign-zero: {x.reason}" if x.zeros else "", group="signs")
+        for x in report.signs
+        if x.zero == "counted"
+    ]
+    return layers + signs
 
 
 def of_tensors(found: Verification) -> list[Finding]:
@@ -55,7 +65,7 @@ def junit(suite: str, gates: Iterable[Gate], findings: Iterable[Finding]) -> byt
         if not gate.passed:
             _failure(case, gate.message)
     for finding in findings:
-        case = _case(root, suite, "layers", finding.name)
+        case = _case(root, suite, finding.group, finding.name)
         if finding.error:
             _failure(case, finding.error)
         elif finding.skipped:

@@ -6,10 +6,9 @@ import onnx_graphsurgeon as gs
 
 from binarize_onnx import opset
 from binarize_onnx.passes.base import Context, constant_value, producer
+from binarize_onnx.passes.layer_limits import too_long
 from binarize_onnx.passes.signs import CARRIERS, Level, match_level, match_sign
 from binarize_onnx.reasons import Code, Reason
-
-EXACT_LENGTH = 1 << 24  # float32 holds every integer up to here
 
 
 def accumulator_bound(tensor: gs.Tensor, context: Context) -> int | None:
@@ -53,10 +52,7 @@ def unfit_product(node: gs.Node, context: Context) -> Reason | None:
         return Reason(Code.MIXED_SIGNS, f"its right operand `{b.name}` is not of signs -1 and 1")
     level = level_behind(a)
     reach = length * (1 if level is None else level.threshold.shape[0])
-    if reach >= EXACT_LENGTH:
-        words = f"its dot products reach {reach}; float32 counts exactly only below {EXACT_LENGTH}"
-        return Reason(Code.SUM_TOO_LONG, words)
-    return None
+    return too_long(reach)
 
 
 def level_behind(tensor: gs.Tensor) -> Level | None:

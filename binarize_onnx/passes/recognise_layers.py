@@ -39,7 +39,6 @@ from binarize_onnx.passes.signs import CARRIERS, Level, NotBinary, Sign, Traced,
 from binarize_onnx.passes.staircase import Staircases
 from binarize_onnx.passes.weights import Weights, known_values, layer_bias, output_axis, split_scale, unsuitable
 from binarize_onnx.reasons import Code, Reason
-from binarize_onnx.report import SignSite
 
 INTEGER_OPS = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")
 LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", *INTEGER_OPS)
@@ -118,7 +117,7 @@ class RecogniseLayers(Pass[BinaryLayer]):
     ) -> None:
         super().__init__(context)
         self.wanted, self.tolerance = wanted, tolerance
-        self.sites: dict[str, tuple[SignSite, gs.Tensor | None]] = {}  # with the tensor that may be proved never 0
+        self.sites: dict[str, tuple[Sign, gs.Tensor]] = {}  # with the tensor that BinarySign writes
         self.notes: list[str] = []
         staircases = Staircases(context.types, any_residue=tolerance.any_residue)
         self._tracer = Tracer(staircases, kept_signs)
@@ -356,9 +355,7 @@ class RecogniseLayers(Pass[BinaryLayer]):
             unit = context.variable(f"{output.name}.sign", like=output)
         self._units[id(output)] = unit
         if isinstance(found, Sign):
-            reason = "the source gives 0 for 0" if found.zero_differs else "the source's sign has two values"
-            site = SignSite(output.name, "assumed" if found.zero_differs else "proved", reason)
-            self.sites[output.name] = (site, unit if found.zero_differs else None)
+            self.sites[output.name] = (found, unit)
         if maker.domain == opset.IDEAL_DOMAIN:
             return
         if unit is output:

@@ -40,9 +40,9 @@ SAME_VALUE = 2.0**-23
 class Sign:
     """A two-valued activation: bit = (x >= threshold) ^ flip; `offset` plus scale if set, x_low * scale if clear.
 
-    `minus`, if there is one, is subtracted from x first. `zero_differs` tells that the source is three-valued: its own
-    output at x = threshold is neither of the two. `rank` is the highest among the form's constants: one above that of x
-    would give the output more axes than x has.
+    `minus`, if there is one, is subtracted from x first. `zero_differs`, which broadcasts to the threshold, tells where
+    the source is three-valued: its own output at x = threshold is not what the bit stands for. `rank` is the highest
+    among the form's constants: one above that of x would give the output more axes than x has.
     """
 
     output: gs.Tensor
@@ -52,7 +52,7 @@ class Sign:
     x_low: int
     scale: float = 1.0
     offset: float = 0.0
-    zero_differs: bool = False
+    zero_differs: Array = field(default_factory=lambda: np.zeros((), np.bool_))
     rank: int = 0
     minus: gs.Tensor | None = None
 
@@ -225,17 +225,20 @@ def classify(stairs: Staircase, output: gs.Tensor) -> Sign | Level | NotBinary:
     spread = SAME_VALUE * max(abs(top), abs(bottom))
     ends = np.stack(np.broadcast_arrays(low, high))
     near_top, near_bottom = np.abs(ends - top) <= spread, np.abs(ends - bottom) <= spread
-    if bottom == top != 0:  # x decides nothing: `Relu(x) >= 0`
+    if bottom == top == 0:
+        return NotBinary(Code.ACTIVATION_VALUES, f"`{output.name}` is 0 everywhere")
+    if bottom == top:  # x decides nothing: `Relu(x) >= 0`
         never, flip = np.full((), -np.inf, np.float32), np.asarray(top < 0)
         return Sign(output, stairs.x, never, flip, x_low=-1, scale=abs(float(np.float32(top))))
-    if not np.all(near_top | near_bottom) or not len(stairs.threshold):
+    if not np.all(near_top | near_bottom):
         return NotBinary(Code.ACTIVATION_VALUES, f"the values of `{output.name}` differ from channel to channel")
     if abs(bottom + top) <= spread:
         x_low, scale, offset = -1, top, 0.0
     else:
         x_low, scale, offset = 0, top - bottom, bottom if abs(bottom) > spread else 0.0
     low_is_top, high_is_top = near_top
-    threshold = np.broadcast_to(stairs.threshold[0], np.broadcast_shapes(stairs.threshold.shape[1:], low_is_top.shape))
+    first = stairs.threshold[0] if len(stairs.threshold) else np.full((), -np.inf, np.float32)  # x decides nothing
+    threshold = np.broadcast_to(first, np.broadcast_shapes(first.shape, low_is_top.shape))
     constant = low_is_top == high_is_top
     return Sign(
         output,
@@ -245,7 +248,7 @@ def classify(stairs: Staircase, output: gs.Tensor) -> Sign | Level | NotBinary:
         x_low=x_low,
         scale=float(np.float32(scale)),
         offset=float(np.float32(offset)),
-        zero_differs=len(stairs.threshold) == 2,
+        zero_differs=np.abs(values[min(1, len(values) - 1)] - high) > spread,
         rank=_rank(stairs),
         minus=stairs.minus,
     )

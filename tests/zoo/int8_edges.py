@@ -14,6 +14,7 @@ import onnxruntime.quantization as quantization
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
 from zoo.base import Feed, Network, images
 
 
