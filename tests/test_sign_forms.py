@@ -158,7 +158,7 @@ WEIGHTS: dict[str, str] = {
 }
 
 
-def model(sign: str, weights: str = "w = Sign(latent)", pad: int = 1) -> onnx.ModelProto:
+def model(sign: str, weights: str = "w = Sign(latent)", *, pad: int = 1, channels: int = C) -> onnx.ModelProto:
     text = f"""<ir_version: 8, opset_import: ["" : 17]>
     g (float[N, {C}, 4, 4] x) => (float[M, 6, H, W] y) {{
         {sign}
@@ -170,11 +170,17 @@ def model(sign: str, weights: str = "w = Sign(latent)", pad: int = 1) -> onnx.Mo
     numbers = {"zero": 0, "one": 1, "minus": -1, "two": 2, "mtwo": -2, "half": 0.5, "quarter": 0.25, "three": 3}
     numbers |= {"tenth": 0.1, "ln2": float(np.log(2)), "small": 0.001}
     constants: dict[str, Array] = {name: np.asarray(value, np.float32) for name, value in numbers.items()} | {
+        "halves": np.asarray([20, 20]),
+        "three64": np.asarray([3]),
+        "twenty": np.asarray([20]),
+        "axis": np.asarray([1]),
+        "some": np.asarray([3, 1, 2, 9, 39, 33, 0]),
+        "twice": np.asarray([1, 2, 1, 1]),
         "ring": np.asarray([0, 0, 1, 1, 0, 0, 1, 1]),
         "rows": np.asarray([6, -1]),
         "byte": np.asarray(0, np.int8),
         "beta": rng.integers(-3, 4, (1, C, 1, 1)).astype(np.float32) / 4,
-        "latent": rng.normal(size=(6, C, 3, 3)).astype(np.float32),
+        "latent": rng.normal(size=(6, channels, 3, 3)).astype(np.float32),
     }
     read = {name for node in made.graph.node for name in node.input}
     made.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items() if k in read)
@@ -274,3 +280,38 @@ def test_uneven_magnitudes_are_one_scale_only_on_demand() -> None:
     moderate = convert(source, Config(match="moderate")).report
     assert binary(moderate)
     assert any("taken as one scale" in note for note in moderate.notes)
+
+
+# What hands bits and levels on, and how many channels are left.
+CARRIERS: dict[str, tuple[str, int]] = {
+    "MaxPool": ("s = MaxPool<kernel_shape=[2, 2]>(q)", C),
+    "Transpose": ("s = Transpose<perm=[0, 1, 3, 2]>(q)", C),
+    "there and back": ("z = Transpose<perm=[0, 2, 3, 1]>(q)  s = Transpose<perm=[0, 3, 1, 2]>(z)", C),
+    "Split": ("h, s = Split<axis=1>(q, halves)", C // 2),
+    "Slice": ("s = Slice(q, three64, twenty, axis)", 17),
+    "Gather": ("s = Gather<axis=1>(q, some)", 7),
+    "Tile": ("s = Tile(q, twice)", 2 * C),
+    "Concat of one": ("s = Concat<axis=1>(q)", C),
+    "Concat of two": ("z = Transpose<perm=[0, 1, 3, 2]>(q)  s = Concat<axis=1>(q, z)", 2 * C),
+}
+ACTIVATIONS = {
+    "sign": "g = Less(x, zero)  q = Where(g, minus, one)",
+    "scaled sign": "g = Less(x, zero)  a = Where(g, minus, one)  q = Mul(a, half)",
+    "two bits": "k = Clip(x, zero, one)  m = Mul(k, three)  q = Round(m)",
+    "two bits, scaled": "k = Clip(x, zero, one)  m = Mul(k, three)  r = Round(m)  q = Mul(r, half)",
+}
+
+
+@pytest.mark.parametrize("carrier", CARRIERS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_what_hands_bits_on(activation: str, carrier: str) -> None:
+    moves, channels = CARRIERS[carrier]
+    source = model(f"{ACTIVATIONS[activation]}  {moves}", channels=channels)
+    config = Config(allow_unchanged=True)
+    result, ideal = convert(source, config), convert(source, Config(allow_unchanged=True, emit="ideal"))
+    levels_stay = activation.startswith("two") and carrier in ("Split", "Concat of two")
+    assert binary(result.report) != levels_stay, result.report.layers[0].reason
+    x = planted(zeros=True)
+    expected = run(source, x, library=False)
+    for found in (run(result.model, x, library=True), run(ideal.model, x, library=False)):
+        np.testing.assert_array_equal(found, expected)

@@ -169,6 +169,8 @@ class FoldConstants(Pass[Known]):
             return self._summand_or_factor(node)
         if isinstance(x, gs.Constant):
             return x if node.op == "Expand" and self._expands_for_nothing(node) else None
+        if node.op == "Concat":
+            return x if len(node.inputs) == 1 else None
         if node.op == "Cast":
             return x if self.context.types.get(x.name) == int(node.attrs.get("to", 0)) else None
         if node.op == "Transpose":

@@ -189,7 +189,7 @@ class Tracer:
                 return traced
             found |= {id(f.output): f for f in traced.found}
         every = tuple(found.values())
-        if len(every) > 1 and any(isinstance(f, Level) for f in every):
+        if any(isinstance(f, Level) for f in every):
             return NotBinary(Code.MIXED_SIGNS, f"`{tensor.name}` joins activations of several bits")
         if len({f.x_low for f in every}) != 1:
             return NotBinary(Code.MIXED_SIGNS, f"`{tensor.name}` joins {{-1, 1}} signs with {{0, 1}} ones")
