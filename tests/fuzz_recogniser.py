@@ -13,9 +13,8 @@ Each run takes a small binary network (`small_nets`) and changes it:
 Whatever the compiler makes of either must be the model it was given. Numbers are multiples of small powers of two, so
 that float32 rounds nothing and the ideal graph equals its source exactly, in every output, on inputs that hit zeros and
 thresholds. Admitted differences: a three-valued Sign of which the report says that zero counts as +1 (with `--sign-zero
-keep`, which half of the networks take, there is none); a sign of NaN or infinity; what only `--match
-moderate`, which a quarter takes, makes binary; and models that round all the same. The converted model equals its ideal graph bit
-for bit.
+keep`, which half of the networks take, there is none); a sign of NaN or infinity; what only `--match moderate`, which a
+quarter takes, makes binary; and models that round all the same. The converted model equals its ideal graph bit for bit.
 
 A finding is kept with the fewest changes and the fewest nodes that still show it.
 """
