@@ -1,7 +1,8 @@
 """Changes to a small network that keep its meaning: other ways to write the same function.
 
 A rewrite changes the net in place and returns True, or finds no place for itself and returns False. All keep every
-value exactly as long as numbers are multiples of small powers of two (`small_nets`); only zeros may change their sign.
+value exactly as long as numbers are multiples of small powers of two (`small_nets`); only the sign of a zero may
+differ.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from binarize_onnx import Config, Result, convert
 
 RUNS = 2000
-LOSS = 0.25  # of the rewritten networks may lose a binary layer
+LOSS = 0.15  # of the rewritten networks may lose a binary layer: 0.1 did when this was written
 
 
 def test_rewritten_networks_stay_binary_and_broken_ones_what_they_are() -> None:
