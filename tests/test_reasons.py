@@ -105,9 +105,9 @@ def integers() -> onnx.ModelProto:
 
 
 def three_values() -> onnx.ModelProto:
-    """-2, 0 or 2, and 0 wide: the sum of two signs at different thresholds, plus 1."""
+    """-1, 1 or 2 between zeros that are none of them."""
     before = [*sign("x", "a"), node("GreaterOrEqual", "x one", "ge"), node("Where", "ge one zero", "b")]
-    model = conv(before=[*before, node("Add", "a b", "s")])
+    model = conv(before=[*before, node("Add", "a b", "s")], pads=[1] * 4)
     return with_constants(model, one=np.float32(1), zero=np.float32(0))
 
 

@@ -270,6 +270,7 @@ def test_a_residue_without_bound_is_taken_off_only_on_demand() -> None:
     assert strict.layers[0].code == "unbounded-residue"
     assert "--match moderate" in strict.layers[0].reason
     require_same(source, planted(zeros=False), Config(match="moderate"))
+    assert any("taken off" in note for note in convert(source, Config(match="moderate")).report.notes)
 
 
 def test_uneven_magnitudes_are_one_scale_only_on_demand() -> None:

@@ -3,7 +3,7 @@
     before   W' = Transpose(Mul(Sign(W), alpha))     W, alpha initializers or Constant nodes
     after    W' an initializer
 
-    before   y = Identity(x) | Dropout(x) | x * 1 | x + 0 | Cast(x) to its own type | ...
+    before   y = Identity(x) | Dropout(x) | x * 1 | x + 0 | Cast(x) to its own type | Not(Not(x)) | ...
     after    x                                       the graph is for inference
 
     before   y = Add(x, Expand(c, shape of x))
@@ -85,6 +85,8 @@ FOLDED_OPS = (
     SIZE_KEEPING | BROADCASTING | REDUCTIONS | {"Concat", "ConstantOfShape", "Expand", "Gather", "Shape", "Size"}
 )
 ELEMENTWISE = frozenset({"Add", "Div", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mul", "Sub"})
+RESHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
+TWICE = frozenset({"Neg", "Not"})  # is nothing
 NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
 
 
@@ -173,15 +175,38 @@ class FoldConstants(Pass[Known]):
             return x if len(node.inputs) == 1 else None
         if node.op == "Cast":
             return x if self.context.types.get(x.name) == int(node.attrs.get("to", 0)) else None
+        if node.op in TWICE:
+            maker = producer(x)
+            return maker.inputs[0] if maker is not None and maker.op == node.op and not maker.domain else None
+        return self._moved_back(node)
+
+    def _moved_back(self, node: gs.Node) -> gs.Tensor | None:
+        """The tensor that a node brings back to the shape and order that it had, at once or together with others."""
+        x = node.inputs[0]
+        maker = producer(x)
         if node.op == "Transpose":
-            permutation = node.attrs.get("perm")
-            return x if permutation is not None and list(permutation) == sorted(permutation) else None
-        if node.op == "Reshape":
-            before, after = (self.context.shape(t) for t in (x, node.outputs[0]))
-            rounded = producer(x)  # a Reshape behind a Cast to float16 keeps its rounding in place
-            kept = rounded is not None and rounded.op == "Cast" and rounded.attrs.get("to") == onnx.TensorProto.FLOAT16
-            return x if before is not None and before == after and len(before) > 0 and not kept else None
-        return None
+            order = list(node.attrs.get("perm", ()))
+            if not order or order == sorted(order):
+                return x if order else None
+            if maker is None or maker.op != "Transpose" or maker.domain:
+                return None
+            first = list(maker.attrs.get("perm", ()))
+            there_and_back = len(first) == len(order) and all(first[o] == i for i, o in enumerate(order))
+            return maker.inputs[0] if there_and_back else None
+        if node.op not in RESHAPES:
+            return None
+        # A Reshape behind a Cast to float16 keeps its rounding in place.
+        if maker is not None and maker.op == "Cast" and maker.attrs.get("to") == onnx.TensorProto.FLOAT16:
+            return None
+        shape, found = self.context.shape(node.outputs[0]), None
+        while shape:
+            if self.context.shape(x) == shape:
+                found = x
+            maker = producer(x)
+            if maker is None or maker.domain or maker.op not in RESHAPES:
+                break
+            x = maker.inputs[0]
+        return found
 
     def _summand_or_factor(self, node: gs.Node) -> gs.Tensor | None:
         """x of x * 1, x / 1, x + 0 and x - 0, where the constant adds no axes (−0 + 0 is 0: equal numbers)."""

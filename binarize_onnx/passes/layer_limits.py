@@ -48,10 +48,8 @@ def unsupported(
         factor = np.abs(weights).max().astype(np.float32) * np.float32(scale)
         largest = factor * np.float32(length * levels)
     if not np.isfinite(largest) or (factor == 0 and np.any(weights)):
-        return Reason(
-            Code.WEIGHTS_NOT_FINITE,
-            "its weights are so large, or so small, that float32 does not hold its dot products",
-        )
+        words = "its weights are so large or small that its dot products overflow float32 or vanish in it"
+        return Reason(Code.WEIGHTS_NOT_FINITE, words)
     return too_long(length * levels)
 
 

@@ -36,7 +36,7 @@ from binarize_onnx.passes.base import Array, Context, Pass, Skip, constant_value
 from binarize_onnx.passes.ideal import unsettled_pool
 from binarize_onnx.passes.layer_limits import CONVOLUTIONS, explicit_pads, too_long, unsupported
 from binarize_onnx.passes.signs import CARRIERS, Level, NotBinary, Sign, Traced, Tracer, pad_value
-from binarize_onnx.passes.staircase import Staircases
+from binarize_onnx.passes.staircase import RESIDUE_BOUND, Staircases
 from binarize_onnx.passes.weights import Weights, known_values, layer_bias, output_axis, split_scale, unsuitable
 from binarize_onnx.reasons import Code, Reason
 
@@ -351,6 +351,8 @@ class RecogniseLayers(Pass[BinaryLayer]):
         if id(output) in self._units:
             return
         context, unit = self.context, output
+        if found.residue > RESIDUE_BOUND:
+            self.notes.append(f"`{output.name}`: a straight-through residue without a bound is taken off")
         if found.scale != 1 or found.offset or context.types.get(output.name, TensorProto.FLOAT) != TensorProto.FLOAT:
             unit = context.variable(f"{output.name}.sign", like=output)
         self._units[id(output)] = unit

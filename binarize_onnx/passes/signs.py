@@ -42,7 +42,8 @@ class Sign:
 
     `minus`, if there is one, is subtracted from x first. `zero_differs`, which broadcasts to the threshold, tells where
     the source is three-valued: its own output at x = threshold is not what the bit stands for. `rank` is the highest
-    among the form's constants: one above that of x would give the output more axes than x has.
+    among the form's constants: one above that of x would give the output more axes than x has. `residue` is the bound
+    of a straight-through residue that was taken off.
     """
 
     output: gs.Tensor
@@ -55,6 +56,7 @@ class Sign:
     zero_differs: Array = field(default_factory=lambda: np.zeros((), np.bool_))
     rank: int = 0
     minus: gs.Tensor | None = None
+    residue: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Level:
     scale: float = 1.0
     offset: float = 0.0
     rank: int = 0
+    residue: float = 0.0
     minus: None = None
     x_low: int = 0
 
@@ -251,6 +254,7 @@ def classify(stairs: Staircase, output: gs.Tensor) -> Sign | Level | NotBinary:
         zero_differs=np.abs(values[min(1, len(values) - 1)] - high) > spread,
         rank=_rank(stairs),
         minus=stairs.minus,
+        residue=stairs.residue,
     )
 
 
@@ -287,7 +291,7 @@ def _level(stairs: Staircase, values: Array, output: gs.Tensor) -> Level | NotBi
     first = [np.argmax(reached >= j, axis=0)[None] - 1 for j in range(1, count + 1)]
     threshold = np.concatenate([np.take_along_axis(full, index, axis=0) for index in first])
     offset = float(np.float32(values[0].flat[0]))
-    return Level(output, stairs.x, threshold, float(np.float32(top / count)), offset, _rank(stairs))
+    return Level(output, stairs.x, threshold, float(np.float32(top / count)), offset, _rank(stairs), stairs.residue)
 
 
 def _common_measure(values: Array, rounding: float) -> float:
