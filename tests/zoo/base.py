@@ -49,6 +49,7 @@ class Network:
 
 
 BATCH = 2
+STATISTICS = 12  # batches: enough for a variance where images have shrunk to one pixel
 
 
 def images(channels: int, size: int) -> Callable[[np.random.Generator], Feed]:
@@ -89,9 +90,11 @@ def trained(network: Network, seed: int) -> nn.Module:
     module = network.build()
     norms: list[nn.Module] = []
     _randomise(module, torch.Generator().manual_seed(seed), network.threshold, norms)
+    rng = np.random.default_rng(seed)
+    batches = [list(network.inputs(rng).values()) for _ in range(STATISTICS)]
     module.train()
     with torch.no_grad():
-        module(*(torch.from_numpy(values) for values in network.inputs(np.random.default_rng(seed)).values()))
+        module(*(torch.from_numpy(np.concatenate(values)) for values in zip(*batches, strict=True)))
     for norm in norms[: network.stem_norms]:
         quiet(norm.running_mean)
         quiet(norm.bias, network.threshold)
