@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from zoo.cells import Cell
 
 CELLS = tuple(itertools.product(NETWORKS, EXPORTERS, OPTIMISERS))
-TOOLS = ("torch", "onnxscript", "onnxsim", "onnxslim")
+TOOLS = ("torch", "onnxconverter_common", "onnxscript", "onnxsim", "onnxslim")
 OLDEST = bool(os.environ.get("BINARIZE_ONNX_OLDEST"))  # the run with the oldest versions installs no extra
 ON_PAGE = table.printed(table.PAGE.read_text())
 

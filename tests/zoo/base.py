@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
 from torch import nn
 
@@ -37,15 +38,20 @@ class Network:
         inputs: a batch of random inputs by name, in the order of `forward`; the first axis is the batch.
         threshold: where the activations' signs change.
         stem_norms: batch norms in front of the first sign.
+        proto: writes the file node by node, where it comes from no PyTorch module; `build` is None then, and both
+            exporters' columns are the same.
+        after: what a tool does to the exported file (quantization, float16), given some inputs.
     """
 
     title: str
-    build: Callable[[], nn.Module]
+    build: Callable[[], nn.Module] | None
     paper: str
     binary: int
     inputs: Callable[[np.random.Generator], Feed]
     threshold: float = 0.0
     stem_norms: int = 1
+    proto: Callable[[], onnx.ModelProto] | None = None
+    after: Callable[[onnx.ModelProto, Feed], onnx.ModelProto] | None = None
 
 
 BATCH = 2
@@ -87,6 +93,7 @@ def trained(network: Network, seed: int) -> nn.Module:
     parameter `weight` or `weights` of such a module is normal, with some values beyond ±1. A module with a method
     `randomise(generator)` does it itself, and its children are left to it.
     """
+    assert network.build is not None
     module = network.build()
     norms: list[nn.Module] = []
     _randomise(module, torch.Generator().manual_seed(seed), network.threshold, norms)

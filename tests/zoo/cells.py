@@ -166,8 +166,15 @@ OPSETS = {"torchscript": 17, "dynamo": 18}
 
 @cache
 def exported(name: str, exporter: str) -> bytes:
-    """The network as ONNX, in evaluation mode, its batch size open."""
-    feed = _random_inputs(name)
+    """The network as ONNX, its batch size open, and whatever else was done to the file."""
+    feed, made = _random_inputs(name), network(name)
+    model = made.proto() if made.proto is not None else _from_torch(name, exporter, feed)
+    if made.after is not None:
+        model = made.after(model, feed)
+    return bytes(model.SerializeToString())
+
+
+def _from_torch(name: str, exporter: str, feed: Feed) -> onnx.ModelProto:
     module = trained(network(name), SEED)
     args = tuple(torch.from_numpy(values) for values in feed.values())
     names: dict[str, Any] = {"input_names": list(feed), "output_names": ["output"], "opset_version": OPSETS[exporter]}
@@ -176,11 +183,12 @@ def exported(name: str, exporter: str) -> bytes:
             stream = io.BytesIO()
             axes = {tensor: {0: "batch"} for tensor in (*feed, "output")}
             torch.onnx.export(module, args, stream, dynamo=False, dynamic_axes=axes, **names)
-            return stream.getvalue()
+            return onnx.load_from_string(stream.getvalue())
         batch = torch.export.Dim("batch")
         shapes = tuple({0: batch} for _ in feed)
         program = torch.onnx.export(module, args, dynamo=True, verbose=False, dynamic_shapes=shapes, **names)
-    return bytes(program.model_proto.SerializeToString())
+    model: onnx.ModelProto = program.model_proto
+    return model
 
 
 @contextlib.contextmanager
