@@ -14,9 +14,9 @@ from typing import Literal
 import onnx
 import onnx_graphsurgeon as gs
 
-from binarize_onnx import checks, cost, io, opset, shapes, stacked
+from binarize_onnx import checks, cost, io, opset, shapes, stacked, subgraphs
 from binarize_onnx.errors import ModelError, NothingMatched, UsageError
-from binarize_onnx.passes.base import Context, subgraph_nodes, tidy
+from binarize_onnx.passes.base import Context, tidy
 from binarize_onnx.passes.flatten_on_bits import FlattenOnBits
 from binarize_onnx.passes.fold_constants import FoldConstants
 from binarize_onnx.passes.fold_threshold import FoldThreshold
@@ -30,8 +30,6 @@ from binarize_onnx.passes.recognise_layers import LAYER_OPS, MODERATE, STRICT, F
 from binarize_onnx.passes.stack_terms import StackTerms
 from binarize_onnx.reasons import Code
 from binarize_onnx.report import Layer, Report, SignSite, Summary
-
-COMPILED_OPS = ("XnorConv", "XnorMatMul")
 
 
 @dataclass(frozen=True)
@@ -160,11 +158,9 @@ def _compile(source: io.Source, config: Config) -> _Compilation:
             raise
         return _untouched(source, error)
     shapes.fix_inputs(prepared, config.input_shapes)
-    inferred = shapes.infer(prepared)
-    context, layers, signs, taken = _recognise(prepared, inferred, config)
-    if context.binary and config.emit == "compiled":
-        lower(context)
-    if context.binary:
+    never = subgraphs.settle(prepared)
+    context, found = _compile_graph(prepared, config)
+    if found.binary:
         metadata = {
             "binarize_onnx.version": _version(),
             "binarize_onnx.source_sha256": source.sha256,
@@ -176,15 +172,37 @@ def _compile(source: io.Source, config: Config) -> _Compilation:
         size = io.byte_size(model)
     else:
         model, size = source.model, source.size
-    for layer in layers:
-        _conclude(layer, context)
+    layers = [*found.layers, *never]
     report = Report(
         layers,
         _summary(layers, source.size, size),
-        signs,
-        [*_notes(source.model), *taken, *_idle_choices(config, layers)],
+        found.signs,
+        [*_notes(source.model), *found.notes, *_idle_choices(config, layers)],
     )
-    return _Compilation(model, report, len(context.binary))
+    return _Compilation(model, report, found.binary)
+
+
+def _compile_graph(prepared: onnx.ModelProto, config: Config) -> tuple[Context, subgraphs.Findings]:
+    """A prepared model, packed or ideal as the caller wants it, and what there is to say about it.
+
+    Bodies inside its nodes are compiled first, each as a model of its own, and replaced in `prepared`: around them they
+    are nodes like any other.
+    """
+
+    def compile_body(body: onnx.ModelProto) -> tuple[onnx.ModelProto | None, subgraphs.Findings]:
+        context, found = _compile_graph(body, config)
+        return (io.export_graph(context.graph, body, {}) if found.binary else None), found
+
+    inferred = shapes.infer(prepared)
+    inside = subgraphs.compile_bodies(prepared, inferred, compile_body, any_residue=_tolerance(config).any_residue)
+    context, layers, signs, taken = _recognise(prepared, inferred, config)
+    if context.binary and config.emit == "compiled":
+        lower(context)
+    for layer in layers:
+        _conclude(layer, context)
+    found = subgraphs.Findings(layers, signs, taken, len(context.binary))
+    found.add(inside)
+    return context, found
 
 
 def _notes(source: onnx.ModelProto) -> list[str]:
@@ -231,11 +249,15 @@ def _recognise(
     while True:
         context = Context(io.import_graph(prepared), inferred)
         layers = _name_layers(context)
-        sites, taken = idealise(context, wanted, kept, MODERATE if config.match == "moderate" else STRICT)
+        sites, taken = idealise(context, wanted, kept, _tolerance(config))
         unproved = frozenset(site.name for site in sites if site.zero == "assumed")
         if config.sign_zero == "plus" or not unproved:
             return context, layers, sites, taken
         kept |= unproved
+
+
+def _tolerance(config: Config) -> Tolerance:
+    return MODERATE if config.match == "moderate" else STRICT
 
 
 def idealise(
@@ -263,15 +285,12 @@ def lower(context: Context) -> None:
 
 
 def _name_layers(context: Context) -> list[Layer]:
-    """A report line for every layer of the source; layers without a name, or with another's, get one.
-
-    Those inside subgraphs come last and keep the names they have.
-    """
+    """A report line for every layer of the graph; layers without a name, or with another's, get one."""
     layers: list[Layer] = []
     taken = Counter(node.name for node in context.graph.nodes)
     for node in context.graph.nodes:
         flaw, op = context.flaws.get(id(node)), node.op.removeprefix(checks.ASIDE)
-        ours = node.domain == opset.DOMAIN and op in COMPILED_OPS
+        ours = node.domain == opset.DOMAIN and op in opset.LAYERS
         if not ours and (node.domain or op not in LAYER_OPS):
             continue
         if not node.name or taken[node.name] > 1:
@@ -286,11 +305,6 @@ def _name_layers(context: Context) -> list[Layer]:
         else:
             words, macs = "no output of the model depends on it", cost.macs(node, context.known)
             layers.append(Layer(node.name, node.op, "float", Code.UNUSED, words, macs))
-    for node in subgraph_nodes(context.graph):
-        if node.op in LAYER_OPS and node.domain in (None, "", "ai.onnx"):
-            words = "inside a subgraph, which stays as it is"
-            name = node.name or next((out.name for out in node.outputs), "")
-            layers.append(Layer(name, node.op, "float", Code.IN_SUBGRAPH, words, None))
     return layers
 
 
@@ -303,7 +317,7 @@ def _prove(site: SignSite, three_valued: gs.Tensor | None, context: Context) -> 
 
 def _conclude(layer: Layer, context: Context) -> None:
     """Status and reason of a layer after all passes; one that no pass met keeps what it was listed with."""
-    if layer.code in (Code.ALREADY_COMPILED, Code.IN_SUBGRAPH):
+    if layer.code is Code.ALREADY_COMPILED:
         return
     if layer.name in context.binary:
         layer.status = "binary"
