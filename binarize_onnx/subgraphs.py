@@ -123,15 +123,14 @@ def compile_bodies(
 def _compile_node(
     node: onnx.NodeProto, folded: onnx.NodeProto, outer: _Outer, compile_model: Compile, found: Findings
 ) -> None:
-    bodies = {attribute.name: attribute.g for attribute in folded.attribute}
-    for attribute in node.attribute:
-        layers = [inner for inner in scopes.nodes(attribute.g) if _is_layer(inner)]
+    names = BODIES[node.op_type]
+    bodies, sources = ({a.name: a.g for a in n.attribute if a.name in names} for n in (node, folded))
+    for name in names:
+        layers = [inner for inner in scopes.nodes(bodies[name]) if _is_layer(inner)] if name in bodies else []
         if not layers:
             continue
         try:
-            if attribute.name not in BODIES[node.op_type]:
-                raise _Stays(f"{node.op_type} has no body `{attribute.name}`")
-            body = _Body(bodies[attribute.name], folded, outer)
+            body = _Body(sources[name], folded, outer)
             compiled, inside = compile_model(body.model)
         except _Stays as stays:
             found.layers += [_float_layer(x, Code.IN_SUBGRAPH, f"inside {node.op_type}, {stays}") for x in layers]
@@ -141,7 +140,7 @@ def _compile_node(
         else:
             found.add(inside)
             if compiled is not None:
-                body.put_back(compiled.graph, attribute.g)
+                body.put_back(compiled.graph, bodies[name])
 
 
 class _Outer:
@@ -339,14 +338,16 @@ class _Body:
                 tensor = values[before].type.tensor_type
                 if not tensor.HasField("shape"):
                     continue
-                now, then = inferred.stand_in.get(before), inferred.stand_in.get(after)
-                if now is None or then is None or len(now) != len(then) or rounds == MOST_ROUNDS:
+                result = inferred.known.get(after)
+                if result is None or len(result) != len(tensor.shape.dim) or rounds == MOST_ROUNDS:
                     tensor.ClearField("shape")
                     settled = False
                     continue
+                numbers = inferred.stand_in.get(after, result)
+                sizes = inferred.stand_in.get(before, (None,) * len(result))
                 for axis, dim in enumerate(tensor.shape.dim):
                     own = f"state {before} {axis}"
-                    if now[axis] != then[axis] and dim.dim_param != own:
+                    if (sizes[axis] is None or numbers[axis] != sizes[axis]) and dim.dim_param != own:
                         dim.dim_param = own
                         settled = False
             if settled:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from binarize_onnx import io, opset
+from binarize_onnx import checks, io, opset, scopes, subgraphs
 from binarize_onnx.errors import ModelError, UsageError
 from binarize_onnx.pipeline import Config, convert
 from binarize_onnx.verify.arrays import Array
@@ -80,12 +80,13 @@ def verify(
         labels = fitting_labels(labels[:samples] if labels.ndim else labels, count)
 
     outputs = Outputs(out.name for out in ref.model.graph.output)
-    exact, forced = None, None
+    exact, forced, plain_model = None, None, ref.model
     if config is not None:
         ideal = convert(reference, replace(config, emit="ideal", allow_unchanged=True)).model
-        exact, forced = ExactCheck(ideal, cand.model), TeacherForcing(ideal, ref.model)
+        plain_model = _settled(ref.model)
+        exact, forced = ExactCheck(ideal, cand.model), TeacherForcing(ideal, plain_model)
 
-    plain = Runner(ref.model, forced.read_from_reference if forced else [])
+    plain = Runner(plain_model, forced.read_from_reference if forced else [])
     default = Runner(ref.model, optimise=True)
     tested = Runner(cand.model, exact.read_from_candidate if exact else [], library=has_our_ops(cand.model))
     for feed, rows in fed:
@@ -149,6 +150,20 @@ def _recorded_options(ref: io.Source, cand: io.Source) -> tuple[Config | None, l
         return Config.from_json(options), []
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"the candidate's metadata `binarize_onnx.options` cannot be read ({error}).") from None
+
+
+def _settled(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the branches of constant conditions in place, as its ideal graph has them."""
+    if not any(node.op_type == "If" for node in scopes.nodes(model.graph)):
+        return model
+    settled = onnx.ModelProto()
+    settled.CopyFrom(model)
+    try:
+        checks.require_sound(settled, io.default_opset(settled))
+        subgraphs.settle(settled)
+    except ModelError:  # what the ideal graph was made from is then the model as it is
+        return model
+    return settled
 
 
 def _is_ours(cand: io.Source) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import onnx
 from onnx import NodeProto
 
-from binarize_onnx import opset
+from binarize_onnx import opset, scopes
 
 
 def caller_inputs(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
@@ -39,6 +39,11 @@ def is_standard(node: NodeProto) -> bool:
 def is_sign(node: NodeProto) -> bool:
     """Whether the node is a sign of an ideal graph: `BinarySign`, or `Level`, which counts the thresholds reached."""
     return node.domain == opset.IDEAL_DOMAIN
+
+
+def has_signs_inside(node: NodeProto) -> bool:
+    """Whether there is a sign of an ideal graph in a branch or a body of the node."""
+    return any(map(is_sign, scopes.nodes_inside(node)))
 
 
 def has_our_ops(model: onnx.ModelProto) -> bool:

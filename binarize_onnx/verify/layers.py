@@ -21,7 +21,7 @@ import onnx
 from onnx import NodeProto, numpy_helper
 
 from binarize_onnx.verify.arrays import Array, Arrays, difference
-from binarize_onnx.verify.graphs import is_sign, pruned, writers
+from binarize_onnx.verify.graphs import has_signs_inside, is_sign, pruned, writers
 from binarize_onnx.verify.pieces import Pieces
 from binarize_onnx.verify.results import Flip, SignRow, TensorRow
 from binarize_onnx.verify.session import Runner
@@ -55,6 +55,11 @@ class TeacherForcing:
         self.notes: list[str] = []
         wanted, summed = [], []
         for name, node in pieces.nodes.items():
+            if has_signs_inside(node):
+                self.notes.append(
+                    f"`{name}` comes from binary layers inside {node.op_type}: they are not compared alone"
+                )
+                continue
             if name not in types:
                 if is_sign(node):
                     self.notes.append(f"sign `{name}` has no counterpart in the reference: it is not compared")
