@@ -187,11 +187,11 @@ def test_convolutions_residuals_and_epilogues_in_a_branch() -> None:
 
 def test_a_layer_that_cannot_be_lowered_says_why_and_the_rest_goes_on() -> None:
     nodes = [*sign("x", "s"), node("MatMul", "s m", "a", "bits"), node("MatMul", "a real", "p", "floats")]
-    odd = [node("Sign", "x", "t"), node("Conv", "t w3", "q", "deep")]
-    constants = {**MATRICES, "real": RNG.normal(size=(16, 16)).astype(np.float32), "w3": signs(8, 16, 1, 1, 1)}
+    odd = [node("Sign", "x", "t"), node("MatMul", "t w1", "q", "vector")]
+    constants = {**MATRICES, "real": RNG.normal(size=(16, 16)).astype(np.float32), "w1": signs(16)}
     model = network([choose(body("then", nodes, "p"), body("else", odd, "q"))], ROWS, {"y": 2}, constants)
     codes = {x.name: x.code for x in inspect(with_condition(model)).layers}
-    assert codes == {"bits": Code.BINARY, "floats": Code.FLOAT_LAYER, "deep": Code.UNSUPPORTED_RANK}
+    assert codes == {"bits": Code.BINARY, "floats": Code.FLOAT_LAYER, "vector": Code.UNSUPPORTED_RANK}
 
 
 # --- Constant conditions -------------------------------------------------------------------------------------------
@@ -245,15 +245,20 @@ def test_a_layer_in_every_iteration() -> None:
 
 
 def test_a_size_that_changes_from_iteration_to_iteration_is_open() -> None:
-    """[1, 16], then [3, 16], …: the residual broadcasts in the first iteration, so it is no epilogue's."""
-    layer = [*sign("v", "s"), node("MatMul", "s n", "a", "L")]
+    """[1, 16], then [2, 16], …: only in the first iteration has what is added the layer's shape."""
+    nodes = [
+        *sign("v", "s"),
+        node("MatMul", "s n", "a", "L"),
+        node("Add", "a x", "b"),
+        node("Concat", "b b", "v2", axis=0),
+    ]
+    model = network([loop(nodes, "v2")], {"x": [1, 16]}, {"y": 2}, {**MATRICES, **TRIPS})
+    result = check(model, {"x": VECTOR["x"][:1]})
+    assert binary(result) == {"L": True}
+    assert "Add" in inside(result, "body")
+    nodes = [*sign("v", "s"), node("MatMul", "s n", "a", "L"), node("Add", "a x", "b")]
     start = {"start": np.ones((1, 16), np.float32)}
-    nodes = [*layer, node("Add", "a x", "b")]
     model = network([loop(nodes, "b", "start")], {"x": [3, 16]}, {"y": 2}, {**MATRICES, **TRIPS, **start})
-    assert binary(check(model, VECTOR)) == {"L": True}
-    nodes = [*layer, node("ReduceSum", "a axes", "b", keepdims=1), node("Concat", "a b", "v2", axis=0)]
-    constants = {**MATRICES, **TRIPS, **start, "axes": AXIS}
-    model = network([loop(nodes, "v2", "start")], {"x": [3, 16]}, {"y": 2}, constants)
     assert binary(check(model, VECTOR)) == {"L": True}
 
 
