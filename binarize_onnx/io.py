@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import inliner, numpy_helper, version_converter
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from binarize_onnx import checks, external, opset, order
+from binarize_onnx import checks, external, opset, order, scopes
 from binarize_onnx.errors import ModelError
 
 ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -151,6 +151,7 @@ def export_graph(graph: gs.Graph, source: onnx.ModelProto, metadata: Mapping[str
         for attribute in node.attribute:
             if not attribute.ref_attr_name:
                 attribute.ClearField("ref_attr_name")
+    _unload_inner_graphs(model.graph, source.graph)
     model.ir_version = min(max(source.ir_version, OLDEST_IR), NEWEST_IR)
     model.producer_name, model.producer_version = source.producer_name, source.producer_version
     model.domain, model.model_version, model.doc_string = source.domain, source.model_version, source.doc_string
@@ -417,6 +418,24 @@ def _type_empty_lists(graph: gs.Graph) -> None:
                 _type_empty_lists(value)
             elif isinstance(value, list) and not value:
                 node.attrs[name] = gs.Node.AttributeRef("", checks.element_type_of(node, name))
+
+
+def _unload_inner_graphs(graph: onnx.GraphProto, source: onnx.GraphProto) -> None:
+    """Take out of branches and bodies what graphsurgeon copies into them: constants and types of the graph around."""
+    outer = {tensor.name for tensor in source.initializer}
+    present = {tensor.name for tensor in graph.initializer}
+    for inner in (inner for node in scopes.nodes(graph) for inner in scopes.subgraphs(node)):
+        own = scopes.given(inner)
+        claims = [value for value in inner.value_info if value.name in own - outer]
+        constants = [tensor for tensor in inner.initializer if tensor.name not in outer]
+        for tensor in inner.initializer:
+            if tensor.name in outer - present:
+                present.add(tensor.name)
+                graph.initializer.append(tensor)
+        if len(claims) < len(inner.value_info) or len(constants) < len(inner.initializer):
+            kept = onnx.GraphProto(value_info=claims, initializer=constants)
+            del inner.value_info[:], inner.initializer[:]
+            inner.MergeFrom(kept)
 
 
 def _restore_annotations(graph: onnx.GraphProto, source: onnx.GraphProto) -> None:

@@ -35,6 +35,8 @@ VERSION = 1
 IDEAL_DOMAIN = "binarize_onnx.ideal"
 MIN_OPSET = 13  # the default-domain opset that the bodies are written in
 
+LAYERS = ("XnorConv", "XnorMatMul")
+
 INT = AttributeProto.INT
 INTS = AttributeProto.INTS
 

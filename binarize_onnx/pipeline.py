@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from binarize_onnx import checks, cost, foreign, fused, io, opset, shapes, stacked
+from binarize_onnx import checks, cost, foreign, fused, io, opset, shapes, stacked, subgraphs
 from binarize_onnx.errors import ModelError, NothingMatched, UsageError
-from binarize_onnx.passes.base import Context, subgraph_nodes, tidy
+from binarize_onnx.passes.base import Context, tidy
 from binarize_onnx.passes.depth_to_space_on_bits import DepthToSpaceOnBits
 from binarize_onnx.passes.flatten_on_bits import FlattenOnBits
 from binarize_onnx.passes.fold_constants import FoldConstants
@@ -42,8 +42,6 @@ from binarize_onnx.report import Layer, Report, SignSite, Summary
 
 if TYPE_CHECKING:  # it runs models, and what runs models imports this module
     from binarize_onnx.sign_zeros import CalibrationData
-
-COMPILED_OPS = ("XnorConv", "XnorMatMul")
 
 
 @dataclass(frozen=True)
@@ -199,12 +197,9 @@ def _compile(source: io.Source, config: Config, data: CalibrationData | None = N
         if not config.allow_unchanged:
             raise
         return _untouched(source, error)
-    inferred = shapes.infer(prepared)
-    context, layers, sites, taken = _recognise(prepared, inferred, config)
-    signs = _counted(sites, prepared, data)
-    if context.binary and config.emit == "compiled":
-        lower(context)
-    if context.binary:
+    never = subgraphs.settle(prepared)
+    context, found = _compile_graph(prepared, config, data)
+    if found.binary:
         metadata = {
             "binarize_onnx.version": _version(),
             "binarize_onnx.source_sha256": source.sha256,
@@ -216,11 +211,40 @@ def _compile(source: io.Source, config: Config, data: CalibrationData | None = N
         size = io.byte_size(model)
     else:
         model, size = source.model, source.size
+    layers = [*found.layers, *never]
+    notes = [*_notes(source.model), *foreign_notes, *found.notes, *_idle_choices(config, layers)]
+    report = Report(layers, _summary(layers, source.size, size), found.signs, notes)
+    return _Compilation(model, report, found.binary)
+
+
+def _compile_graph(
+    prepared: onnx.ModelProto, config: Config, data: CalibrationData | None = None
+) -> tuple[Context, subgraphs.Findings]:
+    """A prepared model, packed or ideal as the caller wants it, and what there is to say about it.
+
+    Bodies inside its nodes are compiled first, each as a model of its own, and replaced in `prepared`: around them they
+    are nodes like any other.
+    """
+
+    def compile_body(body: onnx.ModelProto) -> tuple[onnx.ModelProto | None, subgraphs.Findings]:
+        context, found = _compile_graph(body, config)
+        return (io.export_graph(context.graph, body, {}) if found.binary else None), found
+
+    counted_on = None
+    if data is not None:  # what is counted on can run: its bodies are the source's
+        counted_on = onnx.ModelProto()
+        counted_on.CopyFrom(prepared)
+    inferred = shapes.infer(prepared)
+    inside = subgraphs.compile_bodies(prepared, inferred, compile_body, any_residue=_tolerance(config).any_residue)
+    context, layers, sites, taken = _recognise(prepared, inferred, config)
+    signs = _counted(sites, counted_on or prepared, data)
+    if context.binary and config.emit == "compiled":
+        lower(context)
     for layer in layers:
         _conclude(layer, context)
-    notes = [*_notes(source.model), *foreign_notes, *taken, *_idle_choices(config, layers)]
-    report = Report(layers, _summary(layers, source.size, size), signs, notes)
-    return _Compilation(model, report, len(context.binary))
+    found = subgraphs.Findings(layers, signs, taken, len(context.binary))
+    found.add(inside)
+    return context, found
 
 
 def _notes(source: onnx.ModelProto) -> list[str]:
@@ -267,11 +291,15 @@ def _recognise(
     while True:
         context = Context(io.import_graph(prepared), inferred)
         layers = _name_layers(context)
-        sites, taken = idealise(context, wanted, kept, MODERATE if config.match == "moderate" else STRICT)
+        sites, taken = idealise(context, wanted, kept, _tolerance(config))
         unproved = frozenset(site.name for site, _ in sites if site.zero == "assumed")
         if config.sign_zero == "plus" or not unproved:
             return context, layers, sites, taken
         kept |= unproved
+
+
+def _tolerance(config: Config) -> Tolerance:
+    return MODERATE if config.match == "moderate" else STRICT
 
 
 def idealise(
@@ -303,15 +331,12 @@ def lower(context: Context) -> None:
 
 
 def _name_layers(context: Context) -> list[Layer]:
-    """A report line for every layer of the source; layers without a name, or with another's, get one.
-
-    Those inside subgraphs come last and keep the names they have.
-    """
+    """A report line for every layer of the graph; layers without a name, or with another's, get one."""
     layers: list[Layer] = []
     taken = Counter(node.name for node in context.graph.nodes)
     for node in context.graph.nodes:
         flaw, op = context.flaws.get(id(node)), node.op.removeprefix(checks.ASIDE)
-        ours = node.domain == opset.DOMAIN and op in COMPILED_OPS
+        ours = node.domain == opset.DOMAIN and op in opset.LAYERS
         if not ours and (node.domain or op not in LAYER_OPS):
             continue
         if not node.name or taken[node.name] > 1:
@@ -326,11 +351,6 @@ def _name_layers(context: Context) -> list[Layer]:
         else:
             words, macs = "no output of the model depends on it", cost.macs(node, context.known)
             layers.append(Layer(node.name, node.op, "float", Code.UNUSED, words, macs))
-    for node in subgraph_nodes(context.graph):
-        if node.op in LAYER_OPS and node.domain in (None, "", "ai.onnx"):
-            words = "inside a subgraph, which stays as it is"
-            name = node.name or next((out.name for out in node.outputs), "")
-            layers.append(Layer(name, node.op, "float", Code.IN_SUBGRAPH, words, None))
     return layers
 
 
@@ -357,7 +377,7 @@ def _counted(
 
 def _conclude(layer: Layer, context: Context) -> None:
     """Status and reason of a layer after all passes; one that no pass met keeps what it was listed with."""
-    if layer.code in (Code.ALREADY_COMPILED, Code.IN_SUBGRAPH):
+    if layer.code is Code.ALREADY_COMPILED:
         return
     if layer.name in context.binary:
         layer.status = "binary"

@@ -164,8 +164,8 @@ class Code(str, Enum):
     )
     IN_SUBGRAPH = (
         "in-subgraph",
-        "It is inside a branch or a loop; these stay as they are.",
-        "Export without control flow, for instance by tracing.",
+        "It is inside another node whose body stays as it is: not If, Loop or Scan, or one that cannot stand alone.",
+        "The sentence says what is in the way; exporting without control flow, by tracing, always helps.",
     )
     UNUSED = (
         "unused",

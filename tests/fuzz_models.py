@@ -333,16 +333,28 @@ def _external(model: onnx.ModelProto, random: Random) -> None:
 
 
 def _subgraph(model: onnx.ModelProto, random: Random) -> None:
-    """A node moves into a branch of an If."""
+    """A node and some of those behind it move into a branch of an If."""
     index = int(random.integers(len(model.graph.node)))
-    node = onnx.NodeProto()
-    node.CopyFrom(model.graph.node[index])
-    outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
-    branch = helper.make_graph([node], "branch", [], outputs)
-    condition = helper.make_node("Constant", [], ["taken"], value=numpy_helper.from_array(np.asarray(True)))
-    taken = helper.make_node("If", ["taken"], list(node.output), then_branch=branch, else_branch=branch)
+    count = int(random.integers(1, 6))
+    moved = [onnx.NodeProto.FromString(n.SerializeToString()) for n in model.graph.node[index : index + count]]
+    inside = {name for node in moved for name in node.output if name}
+    behind = {name for node in model.graph.node[index + count :] for name in node.input}
+    outer = [name for name in sorted(inside) if name in behind | {out.name for out in model.graph.output}]
+    renamed = {name: f"{name}.branch" for name in inside}
+    for node in moved:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    branch = helper.make_graph(moved, "branch", [], [onnx.ValueInfoProto(name=renamed[name]) for name in outer])
+    settled, left, truth = (f"{name}.{len(model.graph.node)}" for name in ("settled", "left", "taken"))
+    condition = helper.make_node("Constant", [], [settled], value=numpy_helper.from_array(np.asarray(True)))
+    known = random.random() < 0.3  # else the branch stays one: what is computed is no constant to the compiler
+    computed = [helper.make_node("Not", [settled], [left]), helper.make_node("Not", [left], [truth])]
+    choice = [settled if known else truth]
+    taken = helper.make_node("If", choice, outer, then_branch=branch, else_branch=branch)
+    del model.graph.node[index + 1 : index + count]
     model.graph.node[index].CopyFrom(taken)
-    model.graph.node.insert(0, condition)
+    for made in reversed([condition, *computed]):
+        model.graph.node.insert(0, made)
 
 
 GRAPH_CHANGES: tuple[Callable[[onnx.ModelProto, Random], None], ...] = (

@@ -691,7 +691,8 @@ def test_an_empty_list_is_written_as_it_came() -> None:
     choice = helper.make_node("If", ["yes"], ["scale"], name="if", then_branch=branch, else_branch=branch)
     scaled = node("Mul", "c scale", "y", "mul")
     nodes = [*sign("x", "s"), odd, choice, scaled, node("Conv", "s w", "z", "good")]
-    model = network(nodes, IMAGE, {"y": 4, "z": 4}, {**W, "yes": np.asarray(True)})
+    model = network(nodes, IMAGE, {"y": 4, "z": 4}, W)
+    model.graph.input.append(helper.make_tensor_value_info("yes", TensorProto.BOOL, []))
     converted = convert(model).model
     kept = {n.name: n for n in converted.graph.node}
     assert [a for a in kept["layer"].attribute if a.name == "strides"] == list(odd.attribute)

@@ -348,7 +348,7 @@ def test_sign_of_a_bare_sum_is_proved_if_it_has_an_odd_number_of_terms(terms: in
 
 
 def test_layers_in_subgraphs_and_functions() -> None:
-    """A layer inside If stays and says so; one inside a model-local function is found."""
+    """Both are found: those inside If, and those inside a model-local function."""
     rng = np.random.default_rng(0)
     w = numpy_helper.from_array(rng.choice(np.asarray([-1, 1], np.float32), (8, 8)), "w")
 
@@ -356,9 +356,10 @@ def test_layers_in_subgraphs_and_functions() -> None:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 8])
 
     def branch(name: str) -> onnx.GraphProto:
-        sign = helper.make_node("Sign", ["f"], [f"{name}s"])
+        shifted = helper.make_node("Add", ["f", "x"], [f"{name}x"])  # never 0, where Sign and bits differ
+        sign = helper.make_node("Sign", [f"{name}x"], [f"{name}s"])
         layer = helper.make_node("MatMul", [f"{name}s", "w"], [name])
-        return helper.make_graph([sign, layer], name, [], [value(name)])
+        return helper.make_graph([shifted, sign, layer], name, [], [value(name)])
 
     nodes = [
         helper.make_node("Block", ["x", "w"], ["f"], domain="local"),
@@ -376,6 +377,7 @@ def test_layers_in_subgraphs_and_functions() -> None:
     )
     result = convert(model)
     assert [n.op_type for n in result.model.graph.node] == ["PackSign", "XnorMatMul", "If"]
+    assert [x.status for x in result.report.layers] == ["binary"] * 3
     feeds = {"x": rng.normal(size=(3, 8)).astype(np.float32), "c": np.asarray(True)}
     outputs = [
         ort.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feeds)[0]

@@ -32,7 +32,6 @@ from binarize_onnx import opset, stacked
 from binarize_onnx.bench.profile import Profile
 from binarize_onnx.bench.results import LayerRow
 from binarize_onnx.passes.recognise_layers import LAYER_OPS
-from binarize_onnx.pipeline import COMPILED_OPS
 from binarize_onnx.verify.graphs import reads, writers
 
 BETWEEN = "onnxruntime, between nodes"
@@ -65,7 +64,7 @@ class Owners:
 def is_layer(node: NodeProto) -> bool:
     """Whether a row is named after this node."""
     if node.domain == opset.DOMAIN:
-        return node.op_type in COMPILED_OPS
+        return node.op_type in opset.LAYERS
     return node.domain in ("", "ai.onnx") and node.op_type in LAYER_OPS
 
 
@@ -101,7 +100,7 @@ def rows(baseline: tuple[onnx.ModelProto, Profile], candidate: tuple[onnx.ModelP
     The models are those that were profiled, every node named.
     """
     packed = packed_tensors(baseline[0]) | packed_tensors(candidate[0])
-    binary = {n.name for model, _ in (baseline, candidate) for n in model.graph.node if n.op_type in COMPILED_OPS}
+    binary = {n.name for model, _ in (baseline, candidate) for n in model.graph.node if n.op_type in opset.LAYERS}
     layers = {n.name: n.op_type for model, _ in (candidate, baseline) for n in model.graph.node if is_layer(n)}
     recorded = stacked.read(baseline[0]) | stacked.read(candidate[0])
     together = {layer: node for layer, node in recorded.items() if node in layers}
@@ -112,7 +111,7 @@ def rows(baseline: tuple[onnx.ModelProto, Profile], candidate: tuple[onnx.ModelP
     order = [n.name for n in baseline[0].graph.node if is_layer(n)]
     order += [name for name in layers if name not in set(order)]
     order = list(dict.fromkeys(together.get(name, name) for name in order))
-    in_candidate = {n.name for n in candidate[0].graph.node if n.op_type in COMPILED_OPS}
+    in_candidate = {n.name for n in candidate[0].graph.node if n.op_type in opset.LAYERS}
     found = [
         LayerRow(name, layers[name], name in in_candidate, dict(sides[0][0][name]), dict(sides[1][0][name]))
         for name in order

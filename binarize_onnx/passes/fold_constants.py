@@ -113,9 +113,11 @@ class FoldConstants(Pass[Known]):
         same = self._handed_on(node)
         if same is not None:
             return Known(node, same) if self._can_vanish(node, same) else None
+        if len(node.outputs) != 1 or self.context.is_output(node.outputs[0]):  # an output needs its node
+            return None
         if node.op == "Constant":
             values = _constant_attribute(node)
-        elif node.op in FOLDED_OPS and len(node.outputs) == 1 and not self.context.is_output(node.outputs[0]):
+        elif node.op in FOLDED_OPS:
             known = all(isinstance(t, gs.Constant) or t.is_empty() for t in node.inputs)
             values = (
                 _evaluate(node, self.context.graph.opset) if known and node.inputs and self._has_room(node) else None

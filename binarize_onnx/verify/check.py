@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from binarize_onnx import foreign, io, opset
+from binarize_onnx import checks, foreign, io, opset, scopes, subgraphs
 from binarize_onnx.errors import ModelError, UsageError
 from binarize_onnx.pipeline import Config, convert, translate
 from binarize_onnx.verify.arrays import Array
@@ -88,13 +88,14 @@ def verify(
         labels = fitting_labels(labels[:samples] if labels.ndim else labels, count)
 
     outputs = Outputs(out.name for out in ref.model.graph.output)
-    exact, forced, foreign = None, None, None
+    exact, forced, foreign, plain_model = None, None, None, ref.model
     if ideal is not None:
-        exact, forced = ExactCheck(ideal, cand.model), TeacherForcing(ideal, ref.model, _admitted(config))
+        plain_model = _settled(ref.model)
+        exact, forced = ExactCheck(ideal, cand.model), TeacherForcing(ideal, plain_model, _admitted(config))
     else:
         foreign = EndToEnd(ref.model, cand.model)
 
-    plain = Runner(ref.model, forced.read_from_reference if forced else foreign.shared if foreign else [])
+    plain = Runner(plain_model, forced.read_from_reference if forced else foreign.shared if foreign else [])
     default = Runner(ref.model, optimise=True)
     inner = exact.read_from_candidate if exact else foreign.shared if foreign else []
     tested = Runner(cand.model, inner, library=has_our_ops(cand.model))
@@ -178,6 +179,20 @@ def _runnable(ref: io.Source, config: Config, notes: list[str]) -> io.Source:
 def _admitted(config: Config | None) -> float:
     """The spread of weights and noise of signs that the ideal graph was made with."""
     return MODERATE if config is not None and config.match == "moderate" else STRICT
+
+
+def _settled(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the branches of constant conditions in place, as its ideal graph has them."""
+    if not any(node.op_type == "If" for node in scopes.nodes(model.graph)):
+        return model
+    settled = onnx.ModelProto()
+    settled.CopyFrom(model)
+    try:
+        checks.require_sound(settled, io.default_opset(settled))
+        subgraphs.settle(settled)
+    except ModelError:  # what the ideal graph was made from is then the model as it is
+        return model
+    return settled
 
 
 def _is_ours(cand: io.Source) -> bool:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, numpy_helper
 
-from binarize_onnx import opset
+from binarize_onnx import opset, scopes
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
@@ -88,6 +88,11 @@ def is_sign(node: NodeProto) -> bool:
 def is_tensor(kind: str) -> bool:
     """Whether onnxruntime's name of a type is that of a tensor: there are sequences, maps and optionals too."""
     return kind.startswith("tensor(")
+
+
+def has_signs_inside(node: NodeProto) -> bool:
+    """Whether there is a sign of an ideal graph in a branch or a body of the node."""
+    return any(map(is_sign, scopes.nodes_inside(node)))
 
 
 def has_our_ops(model: onnx.ModelProto) -> bool:

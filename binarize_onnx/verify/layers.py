@@ -29,7 +29,16 @@ from onnx import NodeProto
 from binarize_onnx.verify.arrays import Array, Arrays, difference
 from binarize_onnx.verify.coverage import Coverage
 from binarize_onnx.verify.folding import folded
-from binarize_onnx.verify.graphs import are_binary, constants, is_layer, is_sign, layer_weights, pruned, writers
+from binarize_onnx.verify.graphs import (
+    are_binary,
+    constants,
+    has_signs_inside,
+    is_layer,
+    is_sign,
+    layer_weights,
+    pruned,
+    writers,
+)
 from binarize_onnx.verify.pieces import Pieces
 from binarize_onnx.verify.results import Flip, SignRow, TensorRow
 from binarize_onnx.verify.session import Runner
@@ -83,6 +92,11 @@ class TeacherForcing:
         self.notes: list[str] = []
         wanted, summed = [], []
         for name, node in pieces.nodes.items():
+            if has_signs_inside(node):
+                self.notes.append(
+                    f"`{name}` comes from binary layers inside {node.op_type}: they are not compared alone"
+                )
+                continue
             if is_sign(node):
                 wanted.append(pieces.computed(name))
             if name not in common and name not in self._source_of:
