@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from onnx import helper, numpy_helper
 
 from binarize_onnx import Config, convert, io
 from binarize_onnx.errors import GateFailed, ModelError, UsageError
+from binarize_onnx.passes import signs
 from binarize_onnx.pipeline import Result
 from binarize_onnx.reduce.parts import Whole
+from binarize_onnx.thresholds import after
 from binarize_onnx.verify import Gates, OutputRow, Verification, load_data, verify
 from binarize_onnx.verify import check as verification
 from binarize_onnx.verify.arrays import difference, same_bits
@@ -143,6 +146,18 @@ def test_random_inputs_are_said_to_be_random_and_always_the_same() -> None:
     assert "random" in first.inputs
     assert "random" in first.table()
     assert verify(source, model, samples=3).samples == 3
+
+
+def test_a_zero_that_does_not_count_as_plus_one_is_a_flip(monkeypatch: pytest.MonkeyPatch) -> None:
+    classify = signs.classify
+
+    def above_zero(*arguments: Any) -> Any:
+        found = classify(*arguments)
+        return replace(found, threshold=after(found.threshold)) if isinstance(found, signs.Sign) else found
+
+    monkeypatch.setattr(signs, "classify", above_zero)
+    source, feed = network(), {"x": np.zeros((1, 3, 8, 8), np.float32)}
+    assert row(verify(source, convert(source).model, inputs=feed), "sign0").flips_outside == 32 * 8 * 8
 
 
 def test_zeros_are_counted_apart() -> None:

@@ -191,7 +191,9 @@ class TeacherForcing:
             near = distance <= NEAR  # noise is no flip; NaN is one
         row.zeros += int(np.count_nonzero(zeros))
         row.noise = max(row.noise, float(distance[near].max(initial=0.0)))
-        differs = ~near & ~zeros
+        flip = self._constants.get(node.input[2]) if len(node.input) > 2 else None
+        plus = computed if flip is None else np.where(flip, _low_value(node), 1)
+        differs = np.where(zeros, computed != plus, ~near)  # a 0 of the source counts as +1, and nothing else
         if not np.any(differs):
             return
         tensor, data = node.input[0], self._pieces.data_of(row.name)
