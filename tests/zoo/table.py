@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Export = tuple[str, str]
 
+LONGEST = 200  # characters of a broken promise
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "zoo.md"
 
 HEAD = """\
@@ -82,9 +83,15 @@ def show(cell: Cell) -> str:
 
 def shortfall(cell: Cell) -> str:
     """What a cell lacks, in words."""
-    codes = ", ".join(f"{number} {code}" for code, number in sorted(cell.reasons.items()))
-    lowered = [f"{cell.found} of {cell.expected} layers lowered; float layers: {codes}"]
-    return "; ".join([*(lowered if cell.found != cell.expected else []), *cell.broken])
+    words = [text if len(text) <= LONGEST else f"{text[:LONGEST]}…" for text in cell.broken]
+    if cell.found != cell.expected and set(cell.reasons) <= {"float-layer"}:
+        words.insert(
+            0, f"{cell.found} layers where the paper has {cell.expected}: joined by the optimiser, all lowered"
+        )
+    elif cell.found != cell.expected:
+        codes = ", ".join(f"{number} {code}" for code, number in sorted(cell.reasons.items()))
+        words.insert(0, f"{cell.found} of {cell.expected} layers lowered; float layers: {codes}")
+    return "; ".join(words)
 
 
 def printed(text: str) -> dict[tuple[str, str, str], str]:
