@@ -13,7 +13,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import pytest
-from corpus import corpus_path, datasets, load_bnn, sample_feed
+from corpus import bnn_bytes, corpus_path, datasets, load_bnn, sample_feed
+from optimisers import LEVELS, OPTIMISERS, optimised, require_tools
 from PIL import Image
 
 from binarize_onnx import Config, convert, runtime
@@ -108,6 +109,20 @@ def test_layers_found(network: Network) -> None:
     assert (summary.binary_layers, summary.binary_layers + summary.float_layers) == (network.binary, network.layers)
     left = [layer for layer in compiled(network.name).report.layers if layer.status == "float"]
     assert all(layer.reason for layer in left)
+
+
+@by_name
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_optimised_files_are_found_as_whole_and_exact(network: Network, optimiser: str) -> None:
+    if optimiser not in LEVELS:
+        require_tools(optimiser)
+    source = optimised(bnn_bytes(network.name), optimiser)
+    result, its_ideal = convert(source), convert(source, Config(emit="ideal")).model
+    assert result.report.summary.binary_layers == network.binary
+    x = images(network.name)[0][:8]
+    assert same_bits(logits(result.model, x), logits(its_ideal, x, library=False))
+    classes = logits(load_bnn(network.name), x, library=False).argmax(axis=1)
+    assert np.array_equal(logits(result.model, x).argmax(axis=1), classes)
 
 
 def test_the_first_layer_of_cnv_says_why_it_stays_float() -> None:

@@ -6,15 +6,14 @@ come with the extra `zoo`.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import os
 import re
 from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import pytest
+from optimisers import require_tools
 from zoo import EXPORTERS, NETWORKS, OPTIMISERS, network, table
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 CELLS = tuple(itertools.product(NETWORKS, EXPORTERS, OPTIMISERS))
 TOOLS = ("torch", "onnxconverter_common", "onnxscript", "onnxsim", "onnxslim")
-OLDEST = bool(os.environ.get("BINARIZE_ONNX_OLDEST"))  # the run with the oldest versions installs no extra
 ON_PAGE = table.printed(table.PAGE.read_text())
 
 Cells = Mapping[table.Export, Future[dict[str, "Cell"]]]
@@ -31,12 +29,7 @@ Cells = Mapping[table.Export, Future[dict[str, "Cell"]]]
 @pytest.fixture(scope="session")
 def cells(request: pytest.FixtureRequest) -> Cells:
     """The exports that the selected tests read, on their way on all cores."""
-    missing = [tool for tool in TOOLS if importlib.util.find_spec(tool) is None]
-    if missing:
-        words = f"{', '.join(missing)} not installed; pip install '.[zoo]'"
-        if os.environ.get("CI") and not OLDEST:
-            pytest.fail(words)
-        pytest.skip(words)
+    require_tools(*TOOLS)
     wanted: dict[table.Export, list[str]] = {}
     for item in request.session.items:
         if isinstance(item, pytest.Function) and "cells" in item.fixturenames:

@@ -115,8 +115,12 @@ def _apply(node: gs.Node, operands: Sequence[Array | None], given: list[Array]) 
 
 def _cast(x: Array, to: int) -> Array | None:
     kind = np.dtype(helper.tensor_dtype_to_np_dtype(to))
-    if kind.kind not in "fiub" or (x.dtype.kind == "f" and kind.kind in "iu" and not np.all(np.abs(x) < 2**31)):
+    if kind.kind not in "fiub":
         return None
+    if kind.kind in "iu" and x.dtype.kind != "b":  # what does not fit wraps, or is anything
+        limits = np.iinfo(kind)
+        if not np.all(np.isfinite(x)) or np.any(np.trunc(x) < limits.min) or np.any(np.trunc(x) > limits.max):
+            return None
     return x.astype(kind)
 
 
@@ -124,7 +128,8 @@ def _parameters(node: gs.Node, given: list[Array]) -> tuple[Array, Array] | None
     """`(scale, zero point)` of one number each."""
     scale = given[1]
     zero = given[2] if len(given) > 2 else np.zeros((), np.uint8)
-    if scale.size != 1 or zero.size != 1 or node.attrs.get("block_size"):
+    others = node.attrs.keys() - {"axis", "saturate"}  # output types and block sizes of newer opsets
+    if scale.size != 1 or zero.size != 1 or others:
         return None
     return scale.reshape(()), zero.reshape(())
 

@@ -236,6 +236,8 @@ class FoldConstants(Pass[Known]):
             if reader.op not in ELEMENTWISE or reader.domain or len(reader.inputs) != 2 or self.context.escapes(output):
                 return False
             other = reader.inputs[1] if reader.inputs[0] is output else reader.inputs[0]
+            if other is output:
+                return False
             measured = producer(node.inputs[1])
             of_other = (
                 measured is not None and measured.op == "Shape" and measured.inputs[0] is other and not measured.attrs

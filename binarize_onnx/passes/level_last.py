@@ -1,11 +1,12 @@
 """Move the steps of a multi-bit activation behind everything that only moves or pools its elements.
 
-    before   Level(x, t) -> MaxPool | Flatten | Reshape | Squeeze | Unsqueeze | Transpose -> layer
+    before   Level(x, t) -> MaxPool | Flatten | Reshape | Squeeze | Unsqueeze | Transpose | … -> layer
     after    MaxPool | ... of x -> Level(., t') -> layer
 
 A level rises with its input, so the level of the largest element is the largest level: several planes of bits cannot
-be pooled one by one, the values that they encode can. t' holds the thresholds in the places to which the elements went.
-A Level that something else reads as well stays where it is for that reader.
+be pooled one by one, the values that they encode can. t' holds the thresholds in the places to which the elements went;
+Slice, Gather and the like are followed only where all elements share their thresholds. A Level that something else
+reads as well stays where it is for that reader.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import onnx_graphsurgeon as gs
 from binarize_onnx import opset
 from binarize_onnx.passes.base import Array, Pass, Skip, align
 from binarize_onnx.passes.signs import CARRIERS, Level, match_level
+
+KEEP_ORDER = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,11 @@ class LevelLast(Pass[MovedLevel]):
         if carrier.op == "Transpose":
             perm = carrier.attrs.get("perm", range(len(before))[::-1])
             return np.ascontiguousarray(places.transpose(0, *(1 + int(p) for p in perm)))
+        if carrier.op not in KEEP_ORDER:
+            return None
         fixed = self.context.known.get(level.x.name, ())
         kept_batch = after and places.shape[1] == 1 and len(after) > 1 and after[0] == before[0]
         if after is None or not kept_batch or any(d is None for d in fixed[1:]):
             return None
-        each = np.broadcast_to(places, (planes, 1, *before[1:]))  # any other carrier keeps the order of the elements
+        each = np.broadcast_to(places, (planes, 1, *before[1:]))
         return np.ascontiguousarray(each).reshape(planes, 1, *after[1:])

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from binarize_onnx.passes.base import Array, Pass, Skip, producer
 from binarize_onnx.passes.staircase import uniform_value
@@ -34,7 +35,7 @@ class MaskedAssignment(Pass[Assignment]):
             return None
         data, indices, updates = node.inputs
         mask, value = _mask(indices), uniform_value(updates)
-        if mask is None or value is None:
+        if mask is None or value is None or self.context.types.get(mask.name) != TensorProto.BOOL:
             return None
         shape = self.context.shape(data)
         return Assignment(node, mask, value) if shape is not None and shape == self.context.shape(mask) else None

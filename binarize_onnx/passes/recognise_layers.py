@@ -35,7 +35,7 @@ from binarize_onnx import opset
 from binarize_onnx.passes.base import Array, Context, Pass, Skip, constant_value, producer
 from binarize_onnx.passes.ideal import unsettled_pool
 from binarize_onnx.passes.layer_limits import CONVOLUTIONS, explicit_pads, too_long, unsupported
-from binarize_onnx.passes.signs import CARRIERS, Level, NotBinary, Sign, Traced, Tracer, pad_value
+from binarize_onnx.passes.signs import CARRIERS, Level, NotBinary, Sign, Traced, Tracer, pad_value, padding
 from binarize_onnx.passes.staircase import RESIDUE_BOUND, Staircases
 from binarize_onnx.passes.weights import Weights, known_values, layer_bias, output_axis, split_scale, unsuitable
 from binarize_onnx.reasons import Code, Reason
@@ -186,6 +186,8 @@ class RecogniseLayers(Pass[BinaryLayer]):
             return Reason(
                 Code.MIXED_SIGNS, words if traced.x_low != -1 else "it multiplies activations of several bits"
             )
+        if self.context.types.get(node.outputs[0].name) not in (TensorProto.FLOAT, TensorProto.FLOAT16, None):
+            return Reason(Code.NOT_FLOAT32, "it multiplies signs that are neither float32 nor float16")
         for tensor, found in ((data, first), (right, traced)):
             flaw = self._flaw_of_input(tensor, found)
             if flaw is not None:
@@ -412,12 +414,12 @@ class RecogniseLayers(Pass[BinaryLayer]):
     def _carried(self, tensor: gs.Tensor, node: gs.Node, units: list[gs.Tensor]) -> gs.Tensor:
         """The carrier once more, on unit inputs."""
         inputs = [*units, *node.inputs[len(units) :]]
-        if node.op == "Pad" and len(inputs) > 2 and not inputs[2].is_empty():
-            value, traced = constant_value(inputs[2]), self._tracer.trace(node.inputs[0])
-            assert value is not None, "tracing admits constants only"
+        if node.op == "Pad":
+            filled, traced = padding(node), self._tracer.trace(node.inputs[0])
+            assert filled is not None, "tracing admits constants only"
             assert isinstance(traced, Traced), "the scaled signs are where they were"
-            filled = np.rint((value - traced.offset) / traced.scale).astype(np.float32)
-            inputs[2] = self.context.constant(f"{tensor.name}.value", filled)
+            value = np.rint(np.asarray((filled - traced.offset) / traced.scale, np.float32))
+            inputs[2:3] = [self.context.constant(f"{tensor.name}.value", value)]
         outputs = [t if t.is_empty() else self.context.variable(f"{t.name}.sign", like=t) for t in node.outputs]
         self.context.insert(node.op, inputs, outputs, attrs=dict(node.attrs))
         self._units |= {id(t): unit for t, unit in zip(node.outputs, outputs, strict=True)}

@@ -47,7 +47,8 @@ class Staircase:
         values: [P + 1, ...] of the tensor's own type.
         rank: the highest among the constants: one above that of x would give the tensor more axes than x has.
         residue: the bound of R, where a residue was taken off; 0 where none was.
-        expanded: whether constants of a run-time shape took part, which may have more axes or larger ones than x.
+        expanded: whether tensors took part that may have more axes than x, or larger ones: constants of a run-time
+            shape, residues.
     """
 
     x: gs.Tensor
@@ -100,7 +101,7 @@ class Staircases:
             found = self._find(kept, depth, known)
             size = None if found is None else self._residue_size(residue, found.x)
             if found is not None and size is not None:
-                return replace(found, residue=max(found.residue, size))
+                return replace(found, residue=max(found.residue, size), expanded=True)  # R may be larger
         uniform = {id(t): value for t in node.inputs if (value := uniform_value(t)) is not None}
         data = [t for t in elementwise.data_inputs(node) if id(t) not in uniform]
         stairs = [self._find(t, depth, known) for t in data]

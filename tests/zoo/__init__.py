@@ -11,6 +11,8 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import optimisers
+
 if TYPE_CHECKING:
     from zoo.base import Network
 
@@ -18,7 +20,7 @@ HARNESS = ("__init__", "base", "cells", "table")
 
 NETWORKS = tuple(sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in HARNESS))
 EXPORTERS = ("torchscript", "dynamo")
-OPTIMISERS = ("none", "onnxsim", "onnxslim", "onnxruntime basic", "onnxruntime extended")
+OPTIMISERS = ("none", *optimisers.OPTIMISERS)
 
 
 def network(name: str) -> Network:

@@ -11,20 +11,17 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
-import onnxsim
-import onnxslim
+import optimisers
 import torch
 from onnx import helper, numpy_helper
 
@@ -106,10 +103,10 @@ def cell(name: str, exporter: str, optimiser: str) -> Cell:
     )
 
 
-def cells(name: str, exporter: str, optimisers: Sequence[str]) -> dict[str, Cell]:
+def cells(name: str, exporter: str, chosen: Sequence[str]) -> dict[str, Cell]:
     """The cells of one export, by optimiser."""
     torch.set_num_threads(1)  # every core has its own export to do
-    return {optimiser: cell(name, exporter, optimiser) for optimiser in optimisers}
+    return {optimiser: cell(name, exporter, optimiser) for optimiser in chosen}
 
 
 def compared_inputs(name: str) -> Feed:
@@ -209,34 +206,6 @@ def _quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-# --- Optimisers --------------------------------------------------------------------------------------------------
-
-LEVELS = {
-    "onnxruntime basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "onnxruntime extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-}
-
-
 def optimised(name: str, exporter: str, optimiser: str) -> bytes:
     """The exported file after a tool has been over it."""
-    source = exported(name, exporter)
-    if optimiser in LEVELS:
-        return _saved_by_onnxruntime(source, LEVELS[optimiser])
-    if optimiser == "onnxsim":
-        simplified, checked = onnxsim.simplify(onnx.load_from_string(source))
-        assert checked
-        return bytes(simplified.SerializeToString())
-    if optimiser == "onnxslim":
-        return bytes(onnxslim.slim(onnx.load_from_string(source)).SerializeToString())
-    return source
-
-
-def _saved_by_onnxruntime(source: bytes, level: Any) -> bytes:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = level
-    options.log_severity_level = 3  # a saved model may not suit other machines, it warns
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "optimised.onnx"
-        options.optimized_model_filepath = str(file)
-        ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        return file.read_bytes()
+    return optimisers.optimised(exported(name, exporter), optimiser)
