@@ -20,6 +20,10 @@ MOVES = frozenset(
 RANGES = {"Sigmoid": (0.0, 1.0), "HardSigmoid": (0.0, 1.0), "Softmax": (0.0, 1.0), "Tanh": (-1.0, 1.0)}
 NEVER_NEGATIVE = frozenset({"Abs", "Exp", "Sqrt"})
 AVERAGES = frozenset({"AveragePool", "GlobalAveragePool", "ReduceMean"})
+ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})
+BOUNDED = (
+    MOVES | NEVER_NEGATIVE | AVERAGES | ARITHMETIC | {*RANGES, "Clip", "Max", "Min", "Neg", "Relu", "Sign", "Where"}
+)
 
 _DEEPEST = 64
 
@@ -50,6 +54,8 @@ def _step(tensor: gs.Tensor, depth: int, known: dict[int, Interval]) -> Interval
         return RANGES[node.op]
     if node.op in NEVER_NEGATIVE:
         return 0.0, inf
+    if node.op not in BOUNDED or (node.op in ("Add", "Sub") and any(_has_no_bounds(t) for t in node.inputs)):
+        return ANYTHING  # a residual sum, say: what else it adds, however deep, changes nothing
     given = [_bounds(t, depth - 1, known) for t in node.inputs if not t.is_empty()]
     if not given:
         return ANYTHING
@@ -75,12 +81,20 @@ def _step(tensor: gs.Tensor, depth: int, known: dict[int, Interval]) -> Interval
             return -high, -low
         case "Sign":
             return float(np.sign(low)), float(np.sign(high))
-        case "Add" | "Sub" | "Mul" | "Div" if len(given) == 2:
+        case op if op in ARITHMETIC and len(given) == 2:
             return _arithmetic(node.op, given[0], given[1])
         case op if op in MOVES or op in AVERAGES:
             # Averages round; what is not negative stays so, and so does what is not positive.
             return given[0] if op in MOVES else (0.0 if low >= 0 else -inf, 0.0 if high <= 0 else inf)
     return ANYTHING
+
+
+def _has_no_bounds(tensor: gs.Tensor) -> bool:
+    """Whether one look at what makes the tensor shows that it can be anything."""
+    node = producer(tensor)
+    if node is None:
+        return not isinstance(tensor, gs.Constant) and not tensor.is_empty()
+    return bool(node.domain) or node.op not in BOUNDED
 
 
 def _arithmetic(op: str, left: Interval, right: Interval) -> Interval:

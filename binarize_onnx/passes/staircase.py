@@ -34,6 +34,8 @@ _DEEPEST = 64
 # The residue of a straight-through estimator rounds at the size of R: up to here the sum keeps 20 bits of a unit sign.
 RESIDUE_BOUND = 16.0
 ROUNDINGS = frozenset({"Cast", "Ceil", "Floor", "QuantizeLinear", "Round"})
+FIRST_STEPS = ROUNDINGS | elementwise.COMPARISONS | {"Clip", "Sign"}  # what makes few values from many
+UNIFORM = frozenset({"ConstantOfShape", "Expand", "Reshape"})  # where a tensor of one value begins
 _PROBES = np.concatenate([np.linspace(-4, 4, 161), np.logspace(-6, 9, 151), -np.logspace(-6, 9, 151)])
 
 
@@ -102,6 +104,8 @@ class Staircases:
             size = None if found is None else self._residue_size(residue, found.x)
             if found is not None and size is not None:
                 return replace(found, residue=max(found.residue, size), expanded=True)  # R may be larger
+        if node.op not in FIRST_STEPS and any(_is_no_staircase(t) for t in elementwise.data_inputs(node)):
+            return None  # a residual sum, say: what else it adds, however deep, decides nothing
         uniform = {id(t): value for t in node.inputs if (value := uniform_value(t)) is not None}
         data = [t for t in elementwise.data_inputs(node) if id(t) not in uniform]
         stairs = [self._find(t, depth, known) for t in data]
@@ -305,6 +309,14 @@ def uniform_value(tensor: gs.Tensor, depth: int = 8) -> Array | None:
         operands.append(None if t.is_empty() else value)
     found = elementwise.apply(node, operands)
     return None if found is None else found.reshape(())
+
+
+def _is_no_staircase(tensor: gs.Tensor) -> bool:
+    """Whether one look at what makes the tensor shows that it is neither a staircase nor uniform."""
+    node = producer(tensor)
+    if node is None or node.domain:
+        return node is None or node.domain != opset.IDEAL_DOMAIN
+    return node.op not in UNIFORM and not elementwise.is_elementwise(node)
 
 
 def _narrowed(stairs: Staircase) -> Staircase:
