@@ -98,6 +98,8 @@ def _apply(node: gs.Node, operands: Sequence[Array | None], given: list[Array]) 
     if op in _BINARY:
         left, right = given
         return _BINARY[op](left, right)
+    if op in (*_VARIADIC, "Clip") and any(a.dtype.kind == "f" and np.isnan(a).any() for a in given):
+        return None  # runtimes disagree
     if op in _VARIADIC:
         return reduce(_VARIADIC[op], given)
     if op == "Clip":

@@ -3,14 +3,14 @@
     before   b = BinarySign(x, t, f);  q = PackSign(b)
     after    q = PackSign(x, threshold t, flip f)
 
-    before   z = Add(Mul(y, s), c);  q = PackSign(z, t)       also PRelu with slopes >= 0, Relu, Clip, and Cast
+    before   z = Add(Mul(y, s), c);  q = PackSign(z, t)       also PRelu with slopes >= 0, Relu, Clip
     after    q = PackSign(y, t', flip)
 
 t' is the first float32 that the chain itself maps to t or beyond, found by bisection (thresholds.py). A negative
 factor turns the comparison round: `flip` carries it. A factor of 0 makes the bit constant. A step whose float result
-anything else reads is left standing, and the threshold applies to that result. A Cast between float32 and float16
-rises like any other step, and one to float32 can be passed whoever else reads it; of arithmetic in float16 nothing is
-folded, since runtimes round it differently.
+anything else reads is left standing, and the threshold applies to that result. Nothing that
+is float16 is folded, not even a Cast: where onnxruntime computes in float32 what the graph calls float16, it drops
+roundings, and only the same nodes drop the same ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import TensorProto
 
 from binarize_onnx.passes.base import (
     Array,
@@ -85,9 +84,9 @@ class FoldThreshold(Pass[Folded]):
                 record(self.context.journal.threshold, layer, site.step, first=True)
 
     def _through_step(self, pack: Pack, step: gs.Node) -> Folded | None:
-        if not (only_packed(pack.x, self.context) or self._widens(step)) or self.context.shape(pack.x) is None:
+        if not only_packed(pack.x, self.context) or self.context.shape(pack.x) is None:
             return None
-        found = self._cast(step) or _monotone(step, pack)
+        found = _monotone(step, pack)
         if found is None or self.context.shape(found[0]) != self.context.shape(pack.x):
             return None
         x, chain, like = found
@@ -98,23 +97,6 @@ class FoldThreshold(Pass[Folded]):
         threshold, flip = np.broadcast_to(pack.threshold, shape), np.broadcast_to(pack.flip, shape)
         folded, flipped = fold(chain, np.ascontiguousarray(threshold), np.ascontiguousarray(flip))
         return Folded(pack, x, folded, flipped, step.op)
-
-    def _widens(self, step: gs.Node) -> bool:
-        """Whether the step is a Cast from float16 to float32, which PackSign does itself."""
-        if step.op != "Cast" or step.domain or int(step.attrs["to"]) != TensorProto.FLOAT:
-            return False
-        return self.context.types.get(step.inputs[0].name) == TensorProto.FLOAT16
-
-    def _cast(self, step: gs.Node) -> Monotone | None:
-        """A Cast from float16 to float32, which changes nothing, or back, which rounds."""
-        if step.op != "Cast" or step.domain:
-            return None
-        if self._widens(step):
-            return step.inputs[0], lambda x: x, ()
-        kinds = self.context.types.get(step.inputs[0].name), int(step.attrs["to"])
-        if kinds == (TensorProto.FLOAT, TensorProto.FLOAT16):
-            return step.inputs[0], lambda x: x.astype(np.float16).astype(np.float32), ()
-        return None
 
 
 def _through_sign(pack: Pack, sign: Sign) -> Folded | None:

@@ -11,7 +11,7 @@ computed at run time, or a constant that differs from position to position (XNOR
     before   Cast(XnorConv(..., dtype = 1), to float16)
     after    XnorConv(..., dtype = 10)
 
-A Cast to float16 is the last step of an epilogue, whose residual is then float16 itself.
+A Cast to float16 is the last step of an epilogue that has no residual.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from binarize_onnx import opset
-from binarize_onnx.passes.base import Array, Pass, Skip, along_axis, constant_value, producer, record, split_operands
+from binarize_onnx.passes.base import Array, Pass, Skip, along_axis, constant_value, record, split_operands
 
 SLOTS = {slot: 2 + index for index, slot in enumerate(opset.EPILOGUE)}
 
@@ -95,20 +95,15 @@ class FuseEpilogue(Pass[Fusion]):
         return step, step.op, operand
 
     def _cast(self, layer: gs.Node) -> Fusion | None:
-        """The Cast to float16 that alone reads the layer, if the residual can be float16 too."""
+        """The Cast to float16 that alone reads the layer, if nothing is added in front of it."""
         step = self.context.only_consumer(layer.outputs[0])
         if step is None or step.domain or step.op != "Cast" or step.attrs["to"] != TensorProto.FLOAT16:
             return None
-        residual = layer.inputs[SLOTS["residual"]]
-        values, widened = constant_value(residual), producer(residual)
-        if values is not None:  # neutral: constants are no residuals
-            half = self.context.constant("neutral.residual", values.astype(np.float16), role="residual")
-            return Fusion(layer, step, ROUNDING, half)
-        if widened is None or widened.op != "Cast" or widened.domain:
+        neutral = constant_value(layer.inputs[SLOTS["residual"]])  # constants are no residuals
+        if neutral is None:
             return None
-        narrow = widened.inputs[0]
-        is_half = self.context.types.get(narrow.name) == TensorProto.FLOAT16
-        return Fusion(layer, step, ROUNDING, narrow) if is_half else None
+        half = self.context.constant("neutral.residual", neutral.astype(np.float16), role="residual")
+        return Fusion(layer, step, ROUNDING, half)
 
     def _select(self, y: gs.Tensor) -> tuple[gs.Node, str, gs.Tensor] | None:
         """Where(y > 0, y, y * slope): PRelu as the ideal graph spells it where a slope is negative."""
