@@ -49,6 +49,8 @@ def infer(model: onnx.ModelProto) -> Shapes:
     # What inference cannot find (behind operators it does not know), the file may declare.
     declared = [v for v in model.graph.value_info if v.type.tensor_type.HasField("shape")]
     inferred, types = _run(skeleton)
+    while _settle_quotients(skeleton, inferred):
+        inferred, types = _run(skeleton)
     known = _complete(inferred, {v.name: _dims(v) for v in declared})
     numbers = _replace_symbols(skeleton)
     stand_in = _complete(_run(skeleton)[0], {v.name: _dims(v, numbers) for v in declared})
@@ -130,6 +132,43 @@ def _long_concats(model: onnx.ModelProto) -> set[str]:
             size = MOST_AXES
         sizes.update(dict.fromkeys(node.output, size))
     return long
+
+
+def _settle_quotients(skeleton: onnx.ModelProto, known: dict[str, Dims]) -> bool:
+    """Write the quotients of known sizes as constants, in place; whether there were any.
+
+    Inference follows sizes through everything but division: `x.shape[-1] // heads` of an attention block.
+    """
+    sizes: dict[str, Dims] = {}
+    values = {t.name: int(onnx.numpy_helper.to_array(t).item()) for t in skeleton.graph.initializer if _is_one_size(t)}
+    settled = False
+    for node in skeleton.graph.node:
+        given, output = list(node.input), next(iter(node.output), "")
+        match node.op_type:
+            case "Constant" if len(node.attribute) == 1 and _is_one_size(node.attribute[0].t):
+                values[output] = int(onnx.numpy_helper.to_array(node.attribute[0].t).item())
+            case "Shape" if not node.attribute and given[0] in known:
+                sizes[output] = known[given[0]]
+            case "Gather" if given[0] in sizes and given[1] in values:
+                place, shape = values[given[1]], sizes[given[0]]
+                size = shape[place] if -len(shape) <= place < len(shape) else None
+                if size is not None:
+                    values[output] = size
+            case "Cast" | "Identity" | "Unsqueeze" | "Squeeze" if given[0] in values:
+                values[output] = values[given[0]]
+            case "Div" if all(i in values for i in given) and values[given[0]] >= 0 and values[given[1]] > 0:
+                rank = len(known.get(output, ()))
+                quotient = onnx.helper.make_tensor(
+                    output, onnx.TensorProto.INT64, [1] * rank, [values[given[0]] // values[given[1]]]
+                )
+                node.CopyFrom(onnx.helper.make_node("Constant", [], [output], value=quotient))
+                settled = True
+    return settled
+
+
+def _is_one_size(tensor: onnx.TensorProto) -> bool:
+    external = tensor.data_location == onnx.TensorProto.EXTERNAL
+    return tensor.data_type == onnx.TensorProto.INT64 and prod(tensor.dims) == 1 and not external
 
 
 def _divides_by_zero(node: onnx.NodeProto) -> bool:

@@ -282,6 +282,9 @@ def _bound(node: gs.Node) -> int | None:
         if not -len(shapes[0]) <= axis < len(shapes[0]):
             return None
         return prod(shapes[0][:axis] + shapes[0][axis:][1:]) * prod(shapes[1])
+    if node.op == "Tile":
+        repeats = constant_value(node.inputs[1])
+        return None if repeats is None or np.any(repeats < 0) else prod(shapes[0]) * prod(int(r) for r in repeats.flat)
     if node.op in ("Expand", "ConstantOfShape"):
         target = constant_value(node.inputs[-1])
         if target is None or target.ndim != 1 or np.any(target < 0):
