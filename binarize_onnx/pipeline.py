@@ -156,16 +156,17 @@ def inspect(model: io.ModelLike, config: Config | None = None) -> Report:
     return _compile(io.read(model), config or Config()).report
 
 
-def translate(model: onnx.ModelProto, config: Config) -> tuple[onnx.ModelProto, list[str]]:
+def translate(model: onnx.ModelProto, config: Config, *, lend: bool = False) -> tuple[onnx.ModelProto, list[str]]:
     """The model as the passes start from it: prepared, inputs fixed, foreign and fused operators in standard ones.
 
-    Returns a model of its own, and the notes of `foreign.translate`.
+    With `lend`, large initializers may be left without values (see `io.prepare`). Returns a model of its own, and the
+    notes of `foreign.translate`.
 
     Raises:
         ModelError: the model cannot be prepared.
         UsageError: `config.input_shapes` does not fit it.
     """
-    prepared = io.prepare(model)
+    prepared = io.prepare(model, lend=lend)
     fused.take_apart(prepared)
     shapes.fix_inputs(prepared, config.input_shapes)
     notes = foreign.translate(prepared, config.map_ops)
@@ -181,13 +182,13 @@ class _Compilation:
 
 def _compile(source: io.Source, config: Config) -> _Compilation:
     try:
-        prepared, foreign_notes = translate(source.model, config)
+        prepared, foreign_notes = translate(source.model, config, lend=True)
     except ModelError as error:
         if not config.allow_unchanged:
             raise
         return _untouched(source, error)
     inferred = shapes.infer(prepared)
-    context, layers, signs, taken = _recognise(prepared, inferred, config)
+    context, layers, signs, taken = _recognise(prepared, source.model, inferred, config)
     if context.binary and config.emit == "compiled":
         lower(context)
     if context.binary:
@@ -241,7 +242,7 @@ def _untouched(source: io.Source, error: ModelError) -> _Compilation:
 
 
 def _recognise(
-    prepared: onnx.ModelProto, inferred: shapes.Shapes, config: Config
+    prepared: onnx.ModelProto, source: onnx.ModelProto, inferred: shapes.Shapes, config: Config
 ) -> tuple[Context, list[Layer], list[SignSite], list[str]]:
     """The ideal graph, the layers of the source, its signs, and what a moderate match took for binary.
 
@@ -251,7 +252,7 @@ def _recognise(
     wanted = Filter(config.nodes_to_quantize, config.nodes_to_exclude, config.op_types_to_exclude)
     kept: frozenset[str] = frozenset()
     while True:
-        context = Context(io.import_graph(prepared), inferred)
+        context = Context(io.import_graph(prepared, source), inferred)
         layers = _name_layers(context)
         sites, taken = idealise(context, wanted, kept, MODERATE if config.match == "moderate" else STRICT)
         unproved = frozenset(site.name for site in sites if site.zero == "assumed")

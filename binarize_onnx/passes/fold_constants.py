@@ -29,6 +29,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from binarize_onnx import order
 from binarize_onnx.passes.base import Array, Context, Pass, Skip, constant_value, producer, split_operands
 
 GROWTH_LIMIT = 1 << 22  # elements, at most 8 bytes each
@@ -104,6 +105,10 @@ class FoldConstants(Pass[Known]):
         constants = [t for t in context.graph.tensors().values() if isinstance(t, gs.Constant)]
         self._room = GROWTH_LIMIT + sum(map(_size, constants))  # elements that constants may still grow by
 
+    def nodes(self) -> list[gs.Node]:
+        """Cone after cone: those of all layers at once would hold every step of every layer."""
+        return order.cone_by_cone(self.context.graph)
+
     def match(self, node: gs.Node) -> Known | Skip | None:
         """Constant, an identity, or a foldable node whose every input is a constant."""
         if node.domain not in (None, "", "ai.onnx"):
@@ -136,12 +141,14 @@ class FoldConstants(Pass[Known]):
                 assert maker is not None
                 maker.outputs[maker.outputs.index(source)] = output
                 source, output = output, source
+        inputs = list(node.inputs)
         node.outputs.clear()
-        node.inputs.clear()  # a long cone holds one of its constants at a time
+        node.inputs.clear()
         for consumer in list(output.outputs):
             for index, tensor in enumerate(consumer.inputs):
                 if tensor is output:
                     consumer.inputs[index] = source
+        self.context.release(inputs)  # a cone holds few of its constants at a time
 
     def _has_room(self, node: gs.Node) -> bool:
         """Whether constants stay within their limit with this node folded."""

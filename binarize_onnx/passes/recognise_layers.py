@@ -319,8 +319,10 @@ class RecogniseLayers(Pass[BinaryLayer]):
             weights = self._unit(site.weights)
         op = node.op if convolution else "MatMul"
         attrs = _window(node, site) if convolution else {}
+        inputs = list(node.inputs)
         node.outputs.clear()
         node.inputs.clear()
+        context.release(inputs)
         last = context.variable(f"{output.name}.float32", like=output) if half else output
         current = last if not steps else context.variable(f"{output.name}.acc", like=output)
         context.insert(op, [data, weights], [current], name=node.name, attrs=attrs)
