@@ -78,6 +78,7 @@ class Context:
         binary: names of the layers recognised as binary.
         journal: what the passes have to say.
         flaws: what is wrong with nodes whose attributes their operator does not allow, by id.
+        is_tidy: whether no pass has changed the graph since it was tidied.
     """
 
     def __init__(self, graph: gs.Graph, shapes: Shapes) -> None:
@@ -95,6 +96,7 @@ class Context:
         self.known = dict(shapes.known)
         self.binary: set[str] = set()
         self.journal = Journal()
+        self.is_tidy = False
         self._names = _all_names(graph)
         self._inner = {id(node) for node in subgraph_nodes(graph)}  # they never change
         self._shared: dict[tuple[str, Shape, bytes], gs.Constant] = {}  # by a digest of the values
@@ -230,9 +232,12 @@ class Pass(ABC, Generic[Found]):
                 if isinstance(found, Skip):
                     self.context.journal.skipped[found.node.name] = found.reason
                 elif found is not None:
+                    self.context.is_tidy = False
                     self.rewrite(found)
                     changed = changed_at_all = True
-            tidy(self.context.graph)
+            if not self.context.is_tidy:
+                tidy(self.context.graph)
+                self.context.is_tidy = True
         return changed_at_all
 
 
