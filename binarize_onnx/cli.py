@@ -79,6 +79,10 @@ class Finite(click.FloatRange):
             self.fail(f"{value!r} is no finite number.", param, ctx)
         return number
 
+    def _describe_range(self) -> str:
+        """Nothing where there are no limits; click's own would compare with None."""
+        return "" if self.min is None and self.max is None else super()._describe_range()
+
 
 def installed_version() -> str:
     """The version of the installed package."""

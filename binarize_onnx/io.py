@@ -11,16 +11,18 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import IO, Any
 
 import onnx
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError, EncodeError, Message
 from onnx import inliner, numpy_helper, version_converter
+from onnx_graphsurgeon.ir.tensor import LazyValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from binarize_onnx import checks, external, opset, order, scopes
+from binarize_onnx import checks, external, fused, opset, order, scopes
 from binarize_onnx.errors import ModelError
 
 ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -30,6 +32,7 @@ OLDEST_OPSET = 9
 FUNCTION_OPSET = 13  # the function bodies are written in the operators of this opset
 OLDEST_IR, NEWEST_IR = 8, 10  # functions need 8; the oldest onnxruntime we support reads no newer than 10
 EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the file
+LARGE = 1 << 14  # elements; the values of a larger initializer are read from the source and not copied
 DATA_ALIGNMENT = 64  # bytes
 PROTOBUF_LIMIT = 2**31 - 1  # bytes
 ORT_MAGIC = b"ORTM"  # bytes 4 to 7 of onnxruntime's own format
@@ -73,13 +76,19 @@ def read(model: ModelLike) -> Source:
         return Source(parsed, hashlib.sha256(model).hexdigest(), len(model))
     path = Path(model)
     data = _read_file(path)
-    proto = _parse(data, str(path))
-    size = len(data) + external.load(checks.tensors(proto), path)
-    return Source(proto, hashlib.sha256(data).hexdigest(), size)
+    proto, digest, size = _parse(data, str(path)), hashlib.sha256(data).hexdigest(), len(data)
+    del data  # as large as the model: nothing that follows needs both
+    size += external.load(checks.tensors(proto), path)
+    return Source(proto, digest, size)
 
 
-def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+def prepare(model: onnx.ModelProto, *, lend: bool = False) -> onnx.ModelProto:
     """A copy of the model as the passes want it: opset 13 or newer, foreign functions inlined.
+
+    Args:
+        model: stays as it is.
+        lend: leave the values of large initializers out of the copy where nothing but `import_graph`, which is then
+            given `model` as well, will want them.
 
     Raises:
         ModelError: the opset is unknown, too old, or cannot be converted.
@@ -94,6 +103,8 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
         )
     checks.require_sound(model, version)
     _refuse_private(model)
+    if lend and version >= FUNCTION_OPSET and _is_plain(model):
+        return _lent(model)
     prepared = onnx.ModelProto()
     prepared.CopyFrom(model)
     foreign = [(f.domain, f.name) for f in prepared.functions if f.domain not in OURS]
@@ -113,10 +124,56 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     return prepared
 
 
-def import_graph(model: onnx.ModelProto) -> gs.Graph:
+def _is_plain(model: onnx.ModelProto) -> bool:
+    """Whether the model's nodes are standard ones, onnxruntime's or ours, without functions of others or subgraphs.
+
+    Preparing any other may read its initializers, or hand them on to subgraphs.
+    """
+    domains = {"", "ai.onnx", fused.MICROSOFT, *OURS}
+    plain = all(
+        n.domain in domains and not any(a.HasField("g") or a.graphs for a in n.attribute) for n in model.graph.node
+    )
+    return plain and all(f.domain in OURS for f in model.functions)
+
+
+def _is_large(tensor: onnx.TensorProto) -> bool:
+    return bool(tensor.HasField("raw_data")) and prod(tensor.dims) > LARGE
+
+
+def _lent(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of the model whose large initializers have names, types and shapes, and no values."""
+    copy = onnx.ModelProto()
+    _copy_fields(model, copy, leave_out="graph")
+    _copy_fields(model.graph, copy.graph, leave_out="initializer")
+    for tensor in model.graph.initializer:
+        if _is_large(tensor):
+            copy.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        else:
+            copy.graph.initializer.append(tensor)
+    return copy
+
+
+def _copy_fields(source: Message, copy: Message, leave_out: str) -> None:
+    """Every field of a message but one."""
+    for field, value in source.ListFields():
+        if field.name == leave_out:
+            continue
+        if isinstance(value, Message):
+            getattr(copy, field.name).CopyFrom(value)
+        elif isinstance(value, (bool, bytes, float, int, str)):
+            setattr(copy, field.name, value)
+        else:
+            getattr(copy, field.name).extend(value)
+
+
+def import_graph(model: onnx.ModelProto, lender: onnx.ModelProto | None = None) -> gs.Graph:
     """A prepared model as a graphsurgeon graph, without its functions, which `export_graph` attaches again.
 
     (graphsurgeon's sort does not end on a graph that has functions and subgraphs.)
+
+    Args:
+        model: what `prepare` made.
+        lender: what it was made of, if that keeps the values of large initializers.
 
     Raises:
         ModelError: the nodes cannot be put in order.
@@ -126,6 +183,8 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
     try:
         with _quiet_graphsurgeon():
             graph = gs.import_onnx(model)
+        if lender is not None:
+            _take_back(graph, lender)
         order.sort(graph)
     except (order.CycleFound, gs.OnnxGraphSurgeonException) as error:
         raise ModelError(f"the graph cannot be put in order: {error}.", fix=checks.DAMAGED) from None
@@ -134,6 +193,14 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
     finally:
         model.functions.extend(functions)
     return graph
+
+
+def _take_back(graph: gs.Graph, lender: onnx.ModelProto) -> None:
+    """Let the constants that `prepare` left without values read those of the model that it was given."""
+    values = {tensor.name: tensor for tensor in lender.graph.initializer if _is_large(tensor)}
+    for tensor in [*graph.tensors().values(), *graph.outputs]:
+        if isinstance(tensor, gs.Constant) and tensor.name in values:
+            tensor.values = LazyValues(values[tensor.name])
 
 
 def export_graph(graph: gs.Graph, source: onnx.ModelProto, metadata: Mapping[str, str]) -> onnx.ModelProto:

@@ -68,6 +68,23 @@ def sort(graph: gs.Graph) -> None:
     graph.nodes = [nodes[key] for key in sorted(levels, key=levels.__getitem__)]
 
 
+def cone_by_cone(graph: gs.Graph) -> list[gs.Node]:
+    """The nodes of a graph without cycles, sources first, and all that only one node needs right before that node."""
+    local = _written_here(graph)
+    ordered: dict[int, gs.Node] = {}
+    waiting = [*graph.nodes, *(node for out in reversed(graph.outputs) for node in out.inputs)]
+    met: set[int] = set()
+    while waiting:
+        node = waiting[-1]
+        if id(node) in met:
+            waiting.pop()
+            ordered.setdefault(id(node), node)
+        else:
+            met.add(id(node))
+            waiting += [source for source in reversed(_sources(node, local)) if id(source) not in met]
+    return list(ordered.values())
+
+
 def _written_here(graph: gs.Graph) -> dict[str, gs.Tensor]:
     """What the graph's own nodes write, by name: what its subgraphs may read."""
     return {t.name: t for node in graph.nodes for t in node.outputs if not t.is_empty()}

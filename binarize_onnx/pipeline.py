@@ -167,16 +167,17 @@ def inspect(
     return _compile(io.read(model), config or Config(), calibration_data).report
 
 
-def translate(model: onnx.ModelProto, config: Config) -> tuple[onnx.ModelProto, list[str]]:
+def translate(model: onnx.ModelProto, config: Config, *, lend: bool = False) -> tuple[onnx.ModelProto, list[str]]:
     """The model as the passes start from it: prepared, inputs fixed, foreign and fused operators in standard ones.
 
-    Returns a model of its own, and the notes of `foreign.translate`.
+    With `lend`, large initializers may be left without values (see `io.prepare`). Returns a model of its own, and the
+    notes of `foreign.translate`.
 
     Raises:
         ModelError: the model cannot be prepared.
         UsageError: `config.input_shapes` does not fit it.
     """
-    prepared = io.prepare(model)
+    prepared = io.prepare(model, lend=lend)
     fused.take_apart(prepared)
     shapes.fix_inputs(prepared, config.input_shapes)
     notes = foreign.translate(prepared, config.map_ops)
@@ -192,13 +193,13 @@ class _Compilation:
 
 def _compile(source: io.Source, config: Config, data: CalibrationData | None = None) -> _Compilation:
     try:
-        prepared, foreign_notes = translate(source.model, config)
+        prepared, foreign_notes = translate(source.model, config, lend=data is None)  # what is counted on runs
     except ModelError as error:
         if not config.allow_unchanged:
             raise
         return _untouched(source, error)
     never = subgraphs.settle(prepared)
-    context, found = _compile_graph(prepared, config, data)
+    context, found = _compile_graph(prepared, source.model, config, data)
     if found.binary:
         metadata = {
             "binarize_onnx.version": _version(),
@@ -218,16 +219,18 @@ def _compile(source: io.Source, config: Config, data: CalibrationData | None = N
 
 
 def _compile_graph(
-    prepared: onnx.ModelProto, config: Config, data: CalibrationData | None = None
+    prepared: onnx.ModelProto, source: onnx.ModelProto, config: Config, data: CalibrationData | None = None
 ) -> tuple[Context, subgraphs.Findings]:
     """A prepared model, packed or ideal as the caller wants it, and what there is to say about it.
+
+    `source` has the values that `prepared` was left without.
 
     Bodies inside its nodes are compiled first, each as a model of its own, and replaced in `prepared`: around them they
     are nodes like any other.
     """
 
     def compile_body(body: onnx.ModelProto) -> tuple[onnx.ModelProto | None, subgraphs.Findings]:
-        context, found = _compile_graph(body, config)
+        context, found = _compile_graph(body, body, config)
         return (io.export_graph(context.graph, body, {}) if found.binary else None), found
 
     counted_on = None
@@ -236,7 +239,7 @@ def _compile_graph(
         counted_on.CopyFrom(prepared)
     inferred = shapes.infer(prepared)
     inside = subgraphs.compile_bodies(prepared, inferred, compile_body, any_residue=_tolerance(config).any_residue)
-    context, layers, sites, taken = _recognise(prepared, inferred, config)
+    context, layers, sites, taken = _recognise(prepared, source, inferred, config)
     signs = _counted(sites, counted_on or prepared, data)
     if context.binary and config.emit == "compiled":
         lower(context)
@@ -279,7 +282,7 @@ def _untouched(source: io.Source, error: ModelError) -> _Compilation:
 
 
 def _recognise(
-    prepared: onnx.ModelProto, inferred: shapes.Shapes, config: Config
+    prepared: onnx.ModelProto, source: onnx.ModelProto, inferred: shapes.Shapes, config: Config
 ) -> tuple[Context, list[Layer], list[tuple[SignSite, Sign]], list[str]]:
     """The ideal graph, the layers of the source, its signs, and what a moderate match took for binary.
 
@@ -289,7 +292,7 @@ def _recognise(
     wanted = Filter(config.nodes_to_quantize, config.nodes_to_exclude, config.op_types_to_exclude)
     kept: frozenset[str] = frozenset()
     while True:
-        context = Context(io.import_graph(prepared), inferred)
+        context = Context(io.import_graph(prepared, source), inferred)
         layers = _name_layers(context)
         sites, taken = idealise(context, wanted, kept, _tolerance(config))
         unproved = frozenset(site.name for site, _ in sites if site.zero == "assumed")
@@ -407,10 +410,12 @@ def _nothing_matched(report: Report) -> str:
         return "the model is compiled already; nothing was written."
     if not report.layers:
         return "the model has no convolution and no matrix product; --allow-unchanged writes it as it is."
+    counted = "its one layer is not" if len(report.layers) == 1 else f"none of its {len(report.layers)} layers is"
+    notes = "".join(f" Note: {note}." for note in report.notes)
     return (
-        f"none of the {len(report.layers)} layers is binary: `inspect` gives the reason for each. This command lowers "
-        "networks trained with binary weights and activations; train the float model that way first, or pass "
-        "--allow-unchanged to write it as it is."
+        f"{counted} binary: `inspect` gives the reason for each. This command lowers networks trained with binary "
+        "weights and activations; train the float model that way first, or pass --allow-unchanged to write it as it "
+        f"is.{notes}"
     )
 
 

@@ -154,6 +154,8 @@ def _settle_quotients(skeleton: onnx.ModelProto, known: dict[str, Dims]) -> bool
                 size = shape[place] if -len(shape) <= place < len(shape) else None
                 if size is not None:
                     values[output] = size
+            case "Cast" if [a.i for a in node.attribute] != [onnx.TensorProto.INT64]:
+                pass  # a quotient of other types rounds otherwise, or not at all
             case "Cast" | "Identity" | "Unsqueeze" | "Squeeze" if given[0] in values:
                 values[output] = values[given[0]]
             case "Div" if all(i in values for i in given) and values[given[0]] >= 0 and values[given[1]] > 0:

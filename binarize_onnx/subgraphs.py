@@ -191,10 +191,10 @@ class _Outer:
     def binary(self, name: str) -> Traced | None:
         """The signs that a computed tensor comes from, if its values show what they were."""
         traced = self._tracer.trace(self._tensors[name]) if name in self._tensors else None
-        if not isinstance(traced, Traced):
+        if not isinstance(traced, Traced) or traced.offset:
             return None
         for sign in traced.found:
-            if isinstance(sign, Level) or not sign.zero_differs:
+            if isinstance(sign, Level) or not np.any(sign.zero_differs):
                 continue
             stairs = self._tracer.staircases.find(sign.output)
             if sign.x_low != -1 or stairs is None or stairs.residue or np.any(stairs.values[1] != 0):
@@ -314,7 +314,7 @@ class _Body:
             yield helper.make_node("Clip", [units, *limits], [clipped])
             yield helper.make_node("Round", [clipped], [whole])
             yield helper.make_node("Mul", [whole, constant("factor", scale)], [y])
-        elif any(getattr(sign, "zero_differs", False) for sign in traced.found):
+        elif any(np.any(getattr(sign, "zero_differs", False)) for sign in traced.found):
             sign = y if scale == 1 else tensor("unit")
             yield helper.make_node("Sign", [x], [sign])
             if scale != 1:

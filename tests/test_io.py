@@ -284,7 +284,7 @@ def test_float_model_is_exit_4_and_says_what_to_do() -> None:
     source = small_network()
     weights = numpy_helper.from_array(np.random.default_rng(0).normal(size=(40, 40, 3, 3)).astype(np.float32), "w")
     source.graph.initializer[0].CopyFrom(weights)
-    with pytest.raises(NothingMatched, match="none of the 1 layers is binary"):
+    with pytest.raises(NothingMatched, match="its one layer is not binary"):
         convert(source)
     result = convert(source, Config(allow_unchanged=True))
     assert result.model is source

@@ -61,6 +61,7 @@ SIGNS: dict[str, tuple[str, str]] = {
     "{0, 1} (DoReFa)": ("k = Clip(x, zero, one)  s = Round(k)", ""),
     "{0, 1}, steps": ("k = Clip(x, zero, one)  m = Mul(k, one)  r = Round(m)  s = Div(r, one)", ""),
     "{0, 1}, Round in front of Clip": ("r = Round(x)  s = Clip(r, zero, one)", ""),
+    "Floor, doubled and clipped": ("f = Floor(x)  d = Mul(f, two)  p = Add(d, one)  s = Clip(p, minus, one)", ""),
     "{0, 1}, Floor": ("k = Clip(x, zero, one)  b = Add(k, half)  s = Floor(b)", ""),
     "{0, 1}, scaled (BiT)": ("d = Mul(x, two)  r = Round(d)  k = Clip(r, zero, one)  s = Mul(k, half)", ""),
     "two bits (DoReFa)": ("k = Clip(x, zero, one)  m = Mul(k, three)  s = Round(m)", ""),
@@ -148,6 +149,14 @@ WEIGHTS: dict[str, str] = {
         "  m = ReduceMean<axes=[1]>(a)  o = Log(m)  g2 = Div(o, ln2)"
         "  e = Round(g2)  p = Pow(two, e)  i = Sign(n)  b = Mul(i, p)  z = Shape(latent)  w = Reshape(b, z)"
     ),
+    "a power of two, tiled": (
+        "h = Tile(pair, six)  q = Pow(h, h)  p = Reshape(q, per_row)  i = Sign(latent)  w = Mul(i, p)"
+    ),
+    "magnitudes above the median, by TopK": (
+        "v = Reshape(latent, rows)  a = Abs(v)  t, k = TopK(a, count)"
+        "  m = ReduceMin<axes=[1]>(t)  o = GreaterOrEqual(a, m)  c = Cast<to=1>(o)  d = Mul(c, two)"
+        "  e = Sub(d, one)  z = Shape(latent)  w = Reshape(e, z)"
+    ),
     "magnitudes above the median (SiMaN)": (
         "a = Abs(latent)  m = ReduceMean(a)  o = Greater(a, m)  c = Cast<to=1>(o)  d = Mul(c, two)  w = Sub(d, one)"
     ),
@@ -170,6 +179,10 @@ def model(sign: str, weights: str = "w = Sign(latent)", *, pad: int = 1, channel
     numbers = {"zero": 0, "one": 1, "minus": -1, "two": 2, "mtwo": -2, "half": 0.5, "quarter": 0.25, "three": 3}
     numbers |= {"tenth": 0.1, "ln2": float(np.log(2)), "small": 0.001}
     constants: dict[str, Array] = {name: np.asarray(value, np.float32) for name, value in numbers.items()} | {
+        "pair": np.asarray([2], np.float32),
+        "six": np.asarray([6]),
+        "per_row": np.asarray([6, 1, 1, 1]),
+        "count": np.asarray([180]),
         "halves": np.asarray([20, 20]),
         "three64": np.asarray([3]),
         "twenty": np.asarray([20]),
@@ -223,6 +236,22 @@ def require_same(source: onnx.ModelProto, x: Array, config: Config = Config()) -
 def test_a_sign_in_every_spelling(form: str) -> None:
     sign, zero = SIGNS[form]
     require_same(model(sign), planted(zeros=not zero))
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7])
+def test_several_bits_in_front_of_a_dense_layer(steps: int) -> None:
+    source = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 32, 2, 2] x) => (float[N, 6] y)
+    <float zero = {{0}}, float most = {{{steps}}}>
+    {{
+        k = Clip(x, zero, most)
+        s = Round(k)
+        f = Flatten(s)
+        [layer] y = MatMul(f, w)
+    }}""")
+    rng = np.random.default_rng(1)
+    source.graph.initializer.append(numpy_helper.from_array(rng.choice(np.asarray([-1, 1], np.float32), (128, 6)), "w"))
+    require_same(source, rng.integers(-8, 8 * steps, (3, 32, 2, 2)).astype(np.float32) / 4)
 
 
 @pytest.mark.parametrize("form", WEIGHTS)

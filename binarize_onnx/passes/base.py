@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -77,6 +78,7 @@ class Context:
         binary: names of the layers recognised as binary.
         journal: what the passes have to say.
         flaws: what is wrong with nodes whose attributes their operator does not allow, by id.
+        is_tidy: whether no pass has changed the graph since it was tidied.
     """
 
     def __init__(self, graph: gs.Graph, shapes: Shapes) -> None:
@@ -94,9 +96,11 @@ class Context:
         self.known = dict(shapes.known)
         self.binary: set[str] = set()
         self.journal = Journal()
+        self.is_tidy = False
         self._names = _all_names(graph)
         self._inner = {id(node) for node in subgraph_nodes(graph)}  # they never change
-        self._shared: dict[tuple[str, Shape, bytes], gs.Constant] = {}
+        self._shared: dict[tuple[str, Shape, bytes], gs.Constant] = {}  # by a digest of the values
+        self._kept: set[int] = set()  # ids of the constants above
 
     def _rank(self, node: gs.Node) -> int | None:
         """The rank of a node's first input."""
@@ -113,10 +117,22 @@ class Context:
 
     def constant(self, hint: str, values: Array, *, role: str = "") -> gs.Constant:
         """An initializer; equal values share one, or one for each role if they have roles."""
-        key = (f"{values.dtype} {role}", values.shape, values.tobytes())
+        whole = np.ascontiguousarray(values).reshape(values.shape)
+        key = (f"{values.dtype} {role}", values.shape, hashlib.sha256(whole.data).digest())
         if key not in self._shared:
-            self._shared[key] = gs.Constant(self.unique(hint), np.ascontiguousarray(values).reshape(values.shape))
+            self._shared[key] = gs.Constant(self.unique(hint), whole)
+            self._kept.add(id(self._shared[key]))
         return self._shared[key]
+
+    def release(self, tensors: Iterable[gs.Tensor]) -> None:
+        """Let go of the values of those among the tensors that are initializers which nothing reads any more.
+
+        A tensor and the lists of its readers refer to each other: the garbage collector would free them, but late.
+        """
+        for tensor in tensors:
+            unread = isinstance(tensor, gs.Constant) and not tensor.outputs and not self.is_output(tensor)
+            if unread and id(tensor) not in self._kept:
+                tensor.values = np.empty(0, np.float32)
 
     def variable(self, hint: str, *, like: gs.Tensor | None = None, dtype: Any = np.float32) -> gs.Variable:
         """A new tensor, of the shape of `like` where given."""
@@ -200,21 +216,28 @@ class Pass(ABC, Generic[Found]):
     def rewrite(self, site: Found) -> None:
         """Change the graph at the site."""
 
+    def nodes(self) -> list[gs.Node]:
+        """The nodes in the order of a sweep."""
+        return list(self.context.graph.nodes)
+
     def run(self) -> bool:
         """Apply the pass to its fixed point; True if it changed anything."""
         changed_at_all, changed = False, True
         while changed:
             changed = False
-            for node in list(self.context.graph.nodes):
+            for node in self.nodes():
                 if not node.outputs:  # taken out by a rewrite earlier in this sweep
                     continue
                 found = self.match(node)
                 if isinstance(found, Skip):
                     self.context.journal.skipped[found.node.name] = found.reason
                 elif found is not None:
+                    self.context.is_tidy = False
                     self.rewrite(found)
                     changed = changed_at_all = True
-            tidy(self.context.graph)
+            if not self.context.is_tidy:
+                tidy(self.context.graph)
+                self.context.is_tidy = True
         return changed_at_all
 
 

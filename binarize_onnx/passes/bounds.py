@@ -24,6 +24,7 @@ ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})
 BOUNDED = (
     MOVES | NEVER_NEGATIVE | AVERAGES | ARITHMETIC | {*RANGES, "Clip", "Max", "Min", "Neg", "Relu", "Sign", "Where"}
 )
+UNBOUNDED_BY_ONE = frozenset({"Add", "Concat", "Sub"})  # one operand without bounds, and the result has none
 
 _DEEPEST = 64
 
@@ -54,8 +55,8 @@ def _step(tensor: gs.Tensor, depth: int, known: dict[int, Interval]) -> Interval
         return RANGES[node.op]
     if node.op in NEVER_NEGATIVE:
         return 0.0, inf
-    if node.op not in BOUNDED or (node.op in ("Add", "Sub") and any(_has_no_bounds(t) for t in node.inputs)):
-        return ANYTHING  # a residual sum, say: what else it adds, however deep, changes nothing
+    if node.op not in BOUNDED or (node.op in UNBOUNDED_BY_ONE and any(_has_no_bounds(t) for t in node.inputs)):
+        return ANYTHING  # what else a residual sum adds, however deep, changes nothing
     given = [_bounds(t, depth - 1, known) for t in node.inputs if not t.is_empty()]
     if not given:
         return ANYTHING

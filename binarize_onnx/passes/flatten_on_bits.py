@@ -65,8 +65,8 @@ class FlattenOnBits(Pass[FlattenedPack]):
         site.pack.node.outputs.clear()
         name = f"{site.source.name}.unflattened"
         packed = insert_pack(context, site.source, site.threshold, site.pack.encode, site.flip, 1, name)
-        c, h, w = site.shape
-        words = context.constant(f"{output.name}.shape", np.asarray([-1, c // 32 * h * w], np.int64))
+        (c, h, w), planes = site.shape, site.pack.encode.shape[0]
+        words = context.constant(f"{output.name}.shape", np.asarray([-1, planes * c // 32 * h * w], np.int64))
         context.insert("Reshape", [packed, words], [output])
         order = np.arange(c * h * w).reshape(c // 32, 32, h, w).transpose(0, 2, 3, 1).reshape(-1)
         for layer in output.outputs:

@@ -29,6 +29,7 @@ import onnx_graphsurgeon as gs
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from binarize_onnx import order
 from binarize_onnx.passes.base import Array, Context, Pass, Skip, constant_value, producer, split_operands
 
 GROWTH_LIMIT = 1 << 22  # elements, at most 8 bytes each
@@ -81,9 +82,8 @@ BROADCASTING = frozenset(
 REDUCTIONS = frozenset(
     {"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"}
 )
-FOLDED_OPS = (
-    SIZE_KEEPING | BROADCASTING | REDUCTIONS | {"Concat", "ConstantOfShape", "Expand", "Gather", "Shape", "Size"}
-)
+OTHERS = frozenset({"Concat", "ConstantOfShape", "Expand", "Gather", "Shape", "Size", "Tile", "TopK"})
+FOLDED_OPS = SIZE_KEEPING | BROADCASTING | REDUCTIONS | OTHERS
 ELEMENTWISE = frozenset({"Add", "Div", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mul", "Sub"})
 RESHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 TWICE = frozenset({"Neg", "Not"})  # is nothing
@@ -92,10 +92,10 @@ NEUTRAL = {"Mul": 1, "Div": 1, "Add": 0, "Sub": 0}
 
 @dataclass(frozen=True)
 class Known:
-    """A node whose output is known: its values, or the tensor that it is anyway."""
+    """A node whose outputs are known: their values, or the tensor that the one output is anyway."""
 
     node: gs.Node
-    known: Array | gs.Tensor
+    known: list[Array] | gs.Tensor
 
 
 class FoldConstants(Pass[Known]):
@@ -106,6 +106,10 @@ class FoldConstants(Pass[Known]):
         constants = [t for t in context.graph.tensors().values() if isinstance(t, gs.Constant)]
         self._room = GROWTH_LIMIT + sum(map(_size, constants))  # elements that constants may still grow by
 
+    def nodes(self) -> list[gs.Node]:
+        """Cone after cone: those of all layers at once would hold every step of every layer."""
+        return order.cone_by_cone(self.context.graph)
+
     def match(self, node: gs.Node) -> Known | Skip | None:
         """Constant, an identity, or a foldable node whose every input is a constant."""
         if node.domain not in (None, "", "ai.onnx"):
@@ -113,39 +117,43 @@ class FoldConstants(Pass[Known]):
         same = self._handed_on(node)
         if same is not None:
             return Known(node, same) if self._can_vanish(node, same) else None
-        if len(node.outputs) != 1 or self.context.is_output(node.outputs[0]):  # an output needs its node
+        if not node.outputs or any(map(self.context.is_output, node.outputs)):  # an output needs its node
             return None
         if node.op == "Constant":
             values = _constant_attribute(node)
-        elif node.op in FOLDED_OPS:
-            known = all(isinstance(t, gs.Constant) or t.is_empty() for t in node.inputs)
-            values = (
-                _evaluate(node, self.context.graph.opset) if known and node.inputs and self._has_room(node) else None
-            )
-        else:
+            return None if values is None else Known(node, [values])
+        foldable = node.op in FOLDED_OPS and node.inputs
+        if not foldable or not all(isinstance(t, gs.Constant) or t.is_empty() for t in node.inputs):
             return None
-        return None if values is None else Known(node, values)
+        results = _evaluate(node, self.context.graph.opset) if self._has_room(node) else None
+        return None if results is None else Known(node, results)
 
     def rewrite(self, site: Known) -> None:
-        """Replace the node's output by a constant, or by its input."""
-        node, output = site.node, site.node.outputs[0]
-        if not isinstance(site.known, gs.Tensor):
+        """Replace the node's outputs by constants, or by its input."""
+        node, inputs, outputs = site.node, list(site.node.inputs), list(site.node.outputs)
+        sources: list[gs.Tensor] = []
+        if isinstance(site.known, list):
             # A Constant node's value is the source's: it is there already, and as much again may grow.
-            self._room += site.known.size if node.op == "Constant" else self._freed(node) - site.known.size
-            source: gs.Tensor = gs.Constant(self.context.unique(f"{output.name}.folded"), site.known)
+            size = sum(values.size for values in site.known)
+            self._room += size if node.op == "Constant" else self._freed(node) - size
+            names = (self.context.unique(f"{output.name}.folded") for output in outputs)
+            sources = [gs.Constant(name, values) for name, values in zip(names, site.known, strict=True)]
         else:
-            source = site.known
+            source, output = site.known, outputs[0]
             if self.context.is_output(output):  # the graph's output keeps its name: its producer writes it directly
                 maker = producer(source)
                 assert maker is not None
                 maker.outputs[maker.outputs.index(source)] = output
-                source, output = output, source
+                source, outputs = output, [source]
+            sources = [source]
         node.outputs.clear()
-        node.inputs.clear()  # a long cone holds one of its constants at a time
-        for consumer in list(output.outputs):
-            for index, tensor in enumerate(consumer.inputs):
-                if tensor is output:
-                    consumer.inputs[index] = source
+        node.inputs.clear()
+        for output, source in zip(outputs, sources, strict=False):
+            for consumer in list(output.outputs):
+                for index, tensor in enumerate(consumer.inputs):
+                    if tensor is output:
+                        consumer.inputs[index] = source
+        self.context.release(inputs)  # a cone holds few of its constants at a time
 
     def _has_room(self, node: gs.Node) -> bool:
         """Whether constants stay within their limit with this node folded."""
@@ -282,6 +290,8 @@ def _bound(node: gs.Node) -> int | None:
         if not -len(shapes[0]) <= axis < len(shapes[0]):
             return None
         return prod(shapes[0][:axis] + shapes[0][axis:][1:]) * prod(shapes[1])
+    if node.op == "TopK":
+        return 2 * prod(shapes[0])
     if node.op == "Tile":
         repeats = constant_value(node.inputs[1])
         return None if repeats is None or np.any(repeats < 0) else prod(shapes[0]) * prod(int(r) for r in repeats.flat)
@@ -294,8 +304,8 @@ def _bound(node: gs.Node) -> int | None:
     return prod(sizes)
 
 
-def _evaluate(node: gs.Node, version: int) -> Array | None:
-    """One node, by the ONNX reference implementation; None where that does not know the types."""
+def _evaluate(node: gs.Node, version: int) -> list[Array] | None:
+    """One node's outputs, by the ONNX reference implementation; None where that does not know the types."""
     attributes: dict[str, Any] = {
         name: numpy_helper.from_array(np.asarray(v.values)) if isinstance(v, gs.Constant) else v
         for name, v in node.attrs.items()
@@ -304,16 +314,17 @@ def _evaluate(node: gs.Node, version: int) -> Array | None:
     if node.op in ("Clip", "Max", "Min") and any(v.dtype.kind == "f" and np.isnan(v).any() for v in feeds.values()):
         return None  # runtimes disagree
     names = ["" if t.is_empty() else f"i{k}" for k, t in enumerate(node.inputs)]
-    proto = helper.make_node(node.op, names, ["o"], **attributes)
+    outputs = [f"o{k}" for k in range(len(node.outputs))]
+    proto = helper.make_node(node.op, names, outputs, **attributes)
     graph = helper.make_graph(
         [proto],
         "fold",
         [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape) for n, v in feeds.items()],
-        [onnx.ValueInfoProto(name="o")],
+        [onnx.ValueInfoProto(name=name) for name in outputs],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)], ir_version=8)
     try:
-        (result,) = ReferenceEvaluator(model).run(None, feeds)
+        results = ReferenceEvaluator(model).run(None, feeds)
     except Exception:  # it raises what its NumPy code happens to raise; the runtime will evaluate the node
         return None
-    return np.asarray(result)
+    return [np.asarray(result) for result in results]

@@ -32,6 +32,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from binarize_onnx import opset
+from binarize_onnx.checks import shown
 from binarize_onnx.passes.base import Array, Context, Pass, Skip, constant_value, producer
 from binarize_onnx.passes.ideal import unsettled_pool
 from binarize_onnx.passes.layer_limits import CONVOLUTIONS, explicit_pads, too_long, unsupported
@@ -60,6 +61,7 @@ class Tolerance:
 # The residue of a straight-through estimator, folded into weights, leaves distances up to 7e-6.
 STRICT = Tolerance(weights=2.0**-16, any_residue=False)
 MODERATE = Tolerance(weights=0.005, any_residue=True)
+HALF_SPREAD = MODERATE.weights  # the residue in float16 leaves 2e-3
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,8 @@ class RecogniseLayers(Pass[BinaryLayer]):
         left, right = node.inputs[:2]
         if node.op != "Conv" and known_values(left) is not None:
             return Reason(Code.WEIGHTS_ON_LEFT, "its weights are on the left")
-        runtime = Reason(Code.WEIGHTS_NOT_CONSTANT, f"its weights `{right.name}` are computed at run time")
+        words = f"its weights `{right.name}` are computed at run time{_why_not_constant(right)}"
+        runtime = Reason(Code.WEIGHTS_NOT_CONSTANT, words)
         traced = self._tracer.trace(right)
         if node.op != "MatMul" or isinstance(traced, NotBinary):
             return runtime
@@ -203,8 +206,9 @@ class RecogniseLayers(Pass[BinaryLayer]):
         weights = split_scale(values, output_axis(node))
         if weights is None:
             return Reason(Code.FLOAT_WEIGHTS, "its weights are empty")
-        if weights.spread <= self.tolerance.weights:
-            if weights.spread > STRICT.weights and sign_in_front:
+        half = values.dtype == np.float16
+        if weights.spread <= (HALF_SPREAD if half else self.tolerance.weights):
+            if weights.spread > STRICT.weights and sign_in_front and not half:
                 self.notes.append(f"`{node.name}`: magnitudes up to {weights.spread:.2%} apart are taken as one scale")
             return weights
         if weights.spread <= MODERATE.weights:
@@ -247,7 +251,8 @@ class RecogniseLayers(Pass[BinaryLayer]):
 
     def _keeps_shape(self, source: Sign | Level) -> bool:
         """Whether the comparison keeps the shape of x; broadcasting x to a larger threshold would not."""
-        scalar = source.threshold.size == (len(source.threshold) if isinstance(source, Level) else 1)
+        numbers = len(source.threshold) if isinstance(source, Level) else source.flip.size
+        scalar = source.threshold.size == numbers and (isinstance(source, Level) or numbers == 1)
         if scalar and source.rank <= 1 and source.minus is None:
             return True
         shape = self.context.shape(source.x)
@@ -320,8 +325,10 @@ class RecogniseLayers(Pass[BinaryLayer]):
             weights = self._unit(site.weights)
         op = node.op if convolution else "MatMul"
         attrs = _window(node, site) if convolution else {}
+        inputs = list(node.inputs)
         node.outputs.clear()
         node.inputs.clear()
+        context.release(inputs)
         last = context.variable(f"{output.name}.float32", like=output) if half else output
         current = last if not steps else context.variable(f"{output.name}.acc", like=output)
         context.insert(op, [data, weights], [current], name=node.name, attrs=attrs)
@@ -424,6 +431,20 @@ class RecogniseLayers(Pass[BinaryLayer]):
         self.context.insert(node.op, inputs, outputs, attrs=dict(node.attrs))
         self._units |= {id(t): unit for t, unit in zip(node.outputs, outputs, strict=True)}
         return self._units[id(tensor)]
+
+
+def _why_not_constant(tensor: gs.Tensor) -> str:
+    """What keeps a tensor from being a constant, as the end of a sentence."""
+    waiting, seen = [tensor], {id(tensor)}
+    while waiting:
+        node = producer(waiting.pop())
+        if node is not None and all(isinstance(t, gs.Constant) or t.is_empty() for t in node.inputs):
+            return f", by {shown(node)}, which is not folded"
+        for t in node.inputs if node is not None else ():
+            if id(t) not in seen and not isinstance(t, gs.Constant):
+                waiting.append(t)
+                seen.add(id(t))
+    return ""
 
 
 def _carrier(tensor: gs.Tensor) -> gs.Node | None:

@@ -246,8 +246,8 @@ def classify(stairs: Staircase, output: gs.Tensor) -> Sign | Level | NotBinary:
     return Sign(
         output,
         stairs.x,
-        np.where(constant, np.float32(-np.inf), threshold).astype(np.float32),
-        np.broadcast_to(~high_is_top, threshold.shape),
+        _compact(np.where(constant, np.float32(-np.inf), threshold).astype(np.float32)),
+        _compact(np.broadcast_to(~high_is_top, threshold.shape)),
         x_low=x_low,
         scale=float(np.float32(scale)),
         offset=float(np.float32(offset)),
@@ -256,6 +256,15 @@ def classify(stairs: Staircase, output: gs.Tensor) -> Sign | Level | NotBinary:
         minus=stairs.minus,
         residue=stairs.residue,
     )
+
+
+def _compact(values: Array) -> Array:
+    """The same numbers to broadcast, along no axis that they are constant along: `ones_like` has every axis of x."""
+    for axis in range(values.ndim):
+        first = values.take([0], axis)
+        if values.shape[axis] > 1 and np.array_equal(values, np.broadcast_to(first, values.shape)):
+            values = first
+    return values
 
 
 def _rank(stairs: Staircase) -> int:

@@ -28,11 +28,13 @@ from binarize_onnx.passes.bounds import bounds
 from binarize_onnx.thresholds import after, fold
 
 LARGEST_CONSTANT = 1 << 20  # elements of a constant beside a staircase: one a channel, or a place
-MOST_STEPS = 256  # thresholds of a staircase: an 8-bit activation
+MOST_NODES = 8  # between a rounding and the Clip that gives it bounds
+MOST_STEPS = 64  # thresholds of a staircase: a 6-bit activation
 _DEEPEST = 64
 
 # The residue of a straight-through estimator rounds at the size of R: up to here the sum keeps 20 bits of a unit sign.
 RESIDUE_BOUND = 16.0
+INTEGERS = frozenset({TensorProto.INT8, TensorProto.INT16, TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8})
 ROUNDINGS = frozenset({"Cast", "Ceil", "Floor", "QuantizeLinear", "Round"})
 FIRST_STEPS = ROUNDINGS | elementwise.COMPARISONS | {"Clip", "Sign"}  # what makes few values from many
 UNIFORM = frozenset({"ConstantOfShape", "Expand", "Reshape"})  # where a tensor of one value begins
@@ -129,9 +131,23 @@ class Staircases:
             return _sign(x, np.asarray([True, False, True]))
         if node.op in ROUNDINGS:
             return _rounding([node], x, half)
-        inner = producer(x)
-        if node.op == "Clip" and inner is not None and not inner.domain and inner.op in ROUNDINGS - {"QuantizeLinear"}:
-            return _rounding([inner, node], inner.inputs[0], half)
+        return self._clipped_rounding(node) if node.op == "Clip" else None
+
+    def _clipped_rounding(self, node: gs.Node) -> Staircase | None:
+        """Clip(f(Round(x))), f made of factors and summands: few values, though those of Round(x) alone are many."""
+        nodes = [node]
+        while len(nodes) < MOST_NODES and (inner := producer(nodes[0].inputs[0])) is not None:
+            data = elementwise.data_inputs(inner) if elementwise.is_elementwise(inner) else []
+            single = all(
+                t.is_empty() or (t.shape is not None and np.prod(t.shape) == 1) for t in inner.inputs if t not in data
+            )
+            if len(data) != 1 or data[0] is not inner.inputs[0] or not single:
+                return None
+            nodes.insert(0, inner)
+            if inner.op in ROUNDINGS:
+                return _rounding(nodes, data[0], self._types.get(data[0].name) == TensorProto.FLOAT16)
+            if inner.op not in ("Add", "Sub", "Mul", "Div"):
+                return None
         return None
 
     def _residue_size(self, residue: gs.Tensor | None, x: gs.Tensor | None) -> float | None:
@@ -249,40 +265,46 @@ def _comparison(node: gs.Node, data: list[gs.Tensor]) -> Staircase | None:
 
 
 def _rounding(nodes: list[gs.Node], x: gs.Tensor, half: bool) -> Staircase | None:
-    """A monotone function of x with few whole results, each step found by bisection.
+    """A monotone function of x with few results, each step found by bisection.
 
     Args:
-        nodes: a rounding, and a Clip behind it if x itself has no bounds.
+        nodes: a rounding, and what is behind it up to a Clip if x itself has no bounds.
         x: what is rounded.
         half: whether x is float16.
     """
     largest = float(np.finfo(np.float16 if half else np.float32).max)
     low, high = (float(np.clip(end, -largest, largest)) for end in bounds(x))
+    if nodes[0].op == "Cast" and int(nodes[0].attrs.get("to", 0)) not in INTEGERS:
+        return None
 
-    def values(v: Array) -> Array | None:
-        result: Array | None = v
+    def value(v: float) -> Array | None:
+        result: Array | None = np.asarray(np.clip(np.float32(v), np.float32(low), np.float32(high)))
         for node in nodes:
             constants = [None if t.is_empty() else constant_value(t) for t in node.inputs[1:]]
             result = None if result is None else elementwise.apply(node, [result, *constants])
-        return result
+        return None if result is None or result.size != 1 or not np.all(np.isfinite(result)) else result.reshape(())
 
-    ends = values(np.asarray([low, high], np.float32))
-    whole = ends is not None and (ends.dtype.kind in "iu" or nodes[0].op != "Cast")
-    if ends is None or not whole or not np.all(np.isfinite(ends) & (ends == np.rint(ends))):
+    first, last = value(low), value(high)
+    if first is None or last is None or first.dtype != last.dtype:
         return None
-    first, last = (int(e) for e in ends)
-    if not 0 < last - first < MOST_STEPS or max(-first, last) > 1 << 20:
+    rise = float(last) - float(first)
+    if rise == 0 or (len(nodes) == 1 and abs(rise) > MOST_STEPS):  # of whole numbers, it has more steps than that
         return None
-    wanted = np.arange(first + 1, last + 1, dtype=np.float32)
+    values, thresholds = [first], list[float]()
+    while values[-1] != last:
 
-    def chain(v: Array) -> Array:
-        result = values(np.clip(v, np.float32(low), np.float32(high)))
-        assert result is not None
-        return result.astype(np.float32)
+        def is_past(v: Array, reached: float = float(values[-1])) -> Array:
+            results = [value(float(x)) for x in v]
+            return np.asarray([r is not None and (float(r) - reached) * rise > 0 for r in results], np.float32)
 
-    threshold, _ = fold(chain, wanted, np.zeros(wanted.shape, np.bool_))
-    kind = np.float16 if half and ends.dtype == np.float32 else ends.dtype
-    return Staircase(x, threshold, np.arange(first, last + 1).astype(kind), 0)
+        threshold, _ = fold(is_past, np.ones(1, np.float32), np.zeros(1, np.bool_))
+        step = value(float(threshold[0]))
+        if step is None or len(thresholds) == MOST_STEPS:
+            return None
+        thresholds.append(float(threshold[0]))
+        values.append(step)
+    kind = np.float16 if half and first.dtype == np.float32 else first.dtype
+    return Staircase(x, np.asarray(thresholds, np.float32), np.asarray(values).astype(kind), 0)
 
 
 def uniform_value(tensor: gs.Tensor, depth: int = 8) -> Array | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -10,6 +11,8 @@ import onnx_graphsurgeon as gs
 from binarize_onnx.passes import elementwise
 from binarize_onnx.passes.base import Array, constant_value, producer
 from binarize_onnx.reasons import Code, Reason
+
+BLOCK = 1 << 18  # elements that are measured at once in float64, which takes five times their memory
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,29 @@ def split_scale(weights: Array, axis: int) -> Weights | None:
     if weights.size == 0:
         return None
     rows = np.moveaxis(weights, axis, 0).reshape(weights.shape[axis], -1)
+    blocks = [_scale(rows[block]) for block in _blocks(rows)]
+    scale, spread = np.concatenate([scale for scale, _ in blocks]), max(spread for _, spread in blocks)
+    signs = np.sign(weights).astype(np.float32, copy=False)
+    if np.any(scale == 0):
+        dead = np.expand_dims(scale == 0, [a for a in range(weights.ndim) if a != axis % weights.ndim])
+        np.copyto(signs, np.float32(1), where=dead)
+    return Weights(signs, scale.astype(np.float32), spread)
+
+
+def _scale(rows: Array) -> tuple[Array, float]:
+    """The mean magnitude of each row, zeros left out, and the largest relative distance from it."""
     magnitude = np.abs(rows).astype(np.float64)
     count = np.count_nonzero(magnitude, axis=1)
     scale = magnitude.sum(axis=1) / np.maximum(count, 1)
     distance = np.where(magnitude > 0, np.abs(magnitude - scale[:, None]), 0)
-    spread = float(np.max(distance / np.where(scale > 0, scale, 1)[:, None]))
-    dead = np.expand_dims(scale == 0, [a for a in range(weights.ndim) if a != axis % weights.ndim])
-    signs = np.where(dead, np.float32(1), np.sign(weights)).astype(np.float32)
-    return Weights(signs, scale.astype(np.float32), spread)
+    return scale, float(np.max(distance / np.where(scale > 0, scale, 1)[:, None]))
+
+
+def _blocks(rows: Array) -> list[slice]:
+    """Rows in groups of about `BLOCK` elements, of two rows at least: NumPy adds up one alone in another order."""
+    count = max(1, min(len(rows) // 2, rows.size // BLOCK))
+    ends = [len(rows) * i // count for i in range(count + 1)]
+    return [slice(*pair) for pair in pairwise(ends)]
 
 
 def unsuitable(weights: Array) -> Reason | None:

@@ -222,8 +222,9 @@ def _failing_whole(
     failure = look(model, given)
     if failure is None:
         raise NothingMatched(
-            "nothing fails: the model converts, and the result is verified on these inputs. --data gives others, and "
-            "--expect-binary names a layer that should not stay float."
+            "nothing fails: the model converts, and the result is verified on these inputs. (A converted file that "
+            "`verify` refuses all the same is not what `convert` writes: convert again.) --data gives other "
+            "inputs, and --expect-binary names a layer that should not stay float."
         )
     samples = [feed for feed, _ in batches(model, given, 1)]
     for feed in samples if len(samples) > 1 else ():

@@ -42,7 +42,7 @@ from binarize_onnx.verify.graphs import (
 from binarize_onnx.verify.pieces import Pieces
 from binarize_onnx.verify.results import Flip, SignRow, TensorRow
 from binarize_onnx.verify.session import Runner
-from binarize_onnx.verify.spread import NEAR, STRICT, scaled_signs, sign_noise, weight_spread
+from binarize_onnx.verify.spread import MODERATE, NEAR, STRICT, counted_steps, scaled_signs, sign_noise, weight_spread
 from binarize_onnx.verify.terms import Terms
 
 ROUNDINGS = 4  # each at the full size of the sum of |terms|
@@ -135,6 +135,12 @@ class TeacherForcing:
         self._pieces.learn_shapes(known)
         self._source_pieces.learn_shapes(known)
         values = self._values.run(known) if self._values else {}
+        steps = [name for name in self._source_of if _low_value(self._pieces.nodes[name]) == 0]
+        if self._values and steps:  # {0, 1} and levels, times a scale, plus an offset
+            for name in steps:
+                computed = values[self._pieces.computed(name)]
+                known[name] = counted_steps(source[self._source_of[name]], computed).astype(np.float32)
+            values = self._values.run(known)
         turned = [name for name in self._source_of if self._is_turned(name, values, known)]
         if self._values and turned:  # a negative scale: the sign itself is what the source has the other way round
             known |= {name: -known[name] for name in turned}
@@ -164,7 +170,8 @@ class TeacherForcing:
         for tensor in self._behind[name][0]:
             if self._uneven.get(tensor) is not None:
                 both = self._uneven[tensor], self._noise.get(tensor, 0.0)
-                found = max(found, sum(min(deviation or 0.0, self._admitted) for deviation in both))
+                admitted = MODERATE if self._types.get(tensor) == HALF else self._admitted
+                found = max(found, sum(min(deviation or 0.0, admitted) for deviation in both))
         return found
 
     def _type(self, name: str) -> str:

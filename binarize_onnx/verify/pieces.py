@@ -25,7 +25,7 @@ from binarize_onnx.verify.graphs import is_layer, is_sign, is_standard, reads, w
 _NAMES = """
     Abs Add AveragePool BatchNormalization Cast Clip Concat DepthToSpace Div Dropout Expand Flatten Gather
     GlobalAveragePool GlobalMaxPool Identity LeakyRelu MaxPool Mul Neg PRelu Pad ReduceMax ReduceMean ReduceSum Relu
-    Reshape Slice SpaceToDepth Split Squeeze Sub Sum Tile Transpose Unsqueeze Where
+    Reshape Resize Slice SpaceToDepth Split Squeeze Sub Sum Tile Transpose Unsqueeze Where
 """
 _STEPS = frozenset(_NAMES.split())
 
@@ -175,6 +175,8 @@ class Pieces:
             return False
         if node.op_type == "Cast":
             return any(a.name == "to" and a.i in _FLOATS.values() for a in node.attribute) and self._is_float(node)
+        if node.op_type == "Resize":  # a cubic one weights some values negatively
+            return not any(a.name == "mode" and a.s == b"cubic" for a in node.attribute)
         if node.op_type in ("Div", "PRelu", "BatchNormalization"):  # the factors must be known
             return all(name in self._constants for name in node.input[1:])
         return True

@@ -53,6 +53,23 @@ def scaled_signs(signs: Array, samples: int) -> Array:
         return np.asarray(signs / sign_scale(signs, samples))
 
 
+def counted_steps(values: Array, computed: Array) -> Array:
+    """What the source has as offset + scale * n, as n; `computed` has n, but for the few elements that differ.
+
+    Args:
+        values: the source's tensor.
+        computed: the ideal graph's, of whole numbers.
+    """
+    levels = np.unique(computed)
+    if values.shape != computed.shape or len(levels) < 2:
+        return np.asarray(computed + (values - np.median(values))) if values.size else values
+    middles = [float(np.median(values[computed == level])) for level in levels[[0, -1]]]
+    scale = (middles[1] - middles[0]) / float(levels[-1] - levels[0])
+    if not np.isfinite(scale) or scale == 0:
+        return values
+    return np.asarray((values.astype(np.float64) - middles[0]) / scale + float(levels[0]))
+
+
 def sign_noise(scaled: Array) -> float:
     """The largest distance of scaled signs from -1, 0 or 1; infinite if any is another value altogether."""
     distance = np.abs(scaled - np.clip(np.rint(scaled), -1, 1))
