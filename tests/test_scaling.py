@@ -5,6 +5,7 @@ from __future__ import annotations
 import cProfile
 import pstats
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -111,9 +112,14 @@ def test_a_lent_copy_has_every_other_field() -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("shape", [(37, 23, 3, 3), (301, 37)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_weights_measured_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch, axis: int, dtype: type) -> None:
-    values: npt.NDArray[Any] = np.random.default_rng(0).standard_normal((37, 23, 3, 3)).astype(dtype)
+def test_weights_measured_in_blocks_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, axis: int, shape: tuple[int, ...], dtype: type
+) -> None:
+    rng = np.random.default_rng(0)
+    spread = 10.0 ** rng.uniform(-4, 4 if dtype is np.float16 else 30, shape)  # so that sums in float64 round
+    values: npt.NDArray[Any] = (rng.standard_normal(shape) * spread).astype(dtype)
     values[:, 5], values[3], values[4, 4] = 0, 0, 0
     results = []
     for block in (int(values.size), 1000, 1):
@@ -122,6 +128,15 @@ def test_weights_measured_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch
         assert found is not None
         results.append((found.signs.tobytes(), found.scale.tobytes(), found.spread))
     assert results[0] == results[1] == results[2]
+
+
+def test_measuring_weights_takes_little_more_memory_than_their_signs() -> None:
+    values = np.ones((2048, 2048), np.float32)
+    tracemalloc.start()
+    weights.split_scale(values, 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * values.nbytes
 
 
 def test_a_constant_handed_on_keeps_its_values() -> None:
