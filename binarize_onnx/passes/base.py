@@ -118,7 +118,7 @@ class Context:
     def constant(self, hint: str, values: Array, *, role: str = "") -> gs.Constant:
         """An initializer; equal values share one, or one for each role if they have roles."""
         whole = np.ascontiguousarray(values).reshape(values.shape)
-        key = (f"{values.dtype} {role}", values.shape, hashlib.sha256(whole.data).digest())
+        key = (f"{values.dtype} {role}", values.shape, hashlib.sha256(whole.tobytes()).digest())
         if key not in self._shared:
             self._shared[key] = gs.Constant(self.unique(hint), whole)
             self._kept.add(id(self._shared[key]))
