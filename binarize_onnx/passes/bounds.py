@@ -27,6 +27,7 @@ BOUNDED = (
 UNBOUNDED_BY_ONE = frozenset({"Add", "Concat", "Sub"})  # one operand without bounds, and the result has none
 
 _DEEPEST = 64
+_LOOK = 8  # steps: a normalization is two
 
 Interval = tuple[float, float]
 ANYTHING: Interval = (-inf, inf)
@@ -91,11 +92,18 @@ def _step(tensor: gs.Tensor, depth: int, known: dict[int, Interval]) -> Interval
 
 
 def _has_no_bounds(tensor: gs.Tensor) -> bool:
-    """Whether one look at what makes the tensor shows that it can be anything."""
-    node = producer(tensor)
-    if node is None:
-        return not isinstance(tensor, gs.Constant) and not tensor.is_empty()
-    return bool(node.domain) or node.op not in BOUNDED
+    """Whether a look at what makes the tensor, less factors and summands, shows that it can be anything."""
+    for _ in range(_LOOK):
+        node = producer(tensor)
+        if node is None:
+            return not isinstance(tensor, gs.Constant) and not tensor.is_empty()
+        if node.domain or node.op not in BOUNDED:
+            return True
+        data = [t for t in node.inputs if not isinstance(t, gs.Constant)]
+        if node.op not in ARITHMETIC or len(data) != 1:
+            return False
+        tensor = data[0]
+    return False
 
 
 def _arithmetic(op: str, left: Interval, right: Interval) -> Interval:

@@ -82,6 +82,7 @@ BROADCASTING = frozenset(
 REDUCTIONS = frozenset(
     {"ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"}
 )
+QUANTIZED = frozenset({"DequantizeLinear", "QuantizeLinear"})
 OTHERS = frozenset({"Concat", "ConstantOfShape", "Expand", "Gather", "Shape", "Size", "Tile", "TopK"})
 FOLDED_OPS = SIZE_KEEPING | BROADCASTING | REDUCTIONS | OTHERS
 ELEMENTWISE = frozenset({"Add", "Div", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mul", "Sub"})
@@ -122,7 +123,7 @@ class FoldConstants(Pass[Known]):
         if node.op == "Constant":
             values = _constant_attribute(node)
             return None if values is None else Known(node, [values])
-        foldable = node.op in FOLDED_OPS and node.inputs
+        foldable = node.inputs and (node.op in FOLDED_OPS or (node.op in QUANTIZED and self._is_no_weight(node)))
         if not foldable or not all(isinstance(t, gs.Constant) or t.is_empty() for t in node.inputs):
             return None
         results = _evaluate(node, self.context.graph.opset) if self._has_room(node) else None
@@ -154,6 +155,10 @@ class FoldConstants(Pass[Known]):
                     if tensor is output:
                         consumer.inputs[index] = source
         self.context.release(inputs)  # a cone holds few of its constants at a time
+
+    def _is_no_weight(self, node: gs.Node) -> bool:
+        """Whether quantization goes on to be computed with: what layers read as integers stays so."""
+        return node.op == "QuantizeLinear" or all(reader.op in FOLDED_OPS for reader in node.outputs[0].outputs)
 
     def _has_room(self, node: gs.Node) -> bool:
         """Whether constants stay within their limit with this node folded."""
@@ -278,7 +283,7 @@ def _bound(node: gs.Node) -> int | None:
         return len(shapes[0])
     if node.op == "Size":
         return 1
-    if node.op in SIZE_KEEPING:
+    if node.op in SIZE_KEEPING or node.op in QUANTIZED:
         text = node.op == "Cast" and node.attrs.get("to") == onnx.TensorProto.STRING  # of any length
         return None if text else prod(shapes[0])
     if node.op in REDUCTIONS:
