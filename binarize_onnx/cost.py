@@ -21,6 +21,8 @@ def macs(node: gs.Node, known: KnownShapes) -> int | None:
 
     An open first dimension is the batch and counts as 1.
     """
+    if node.op == "Einsum":
+        return None
     counted = known.get(node.inputs[0].name if node.op == "ConvTranspose" else node.outputs[0].name)
     elements = _per_sample(counted)
     factor = _terms(node, known)

@@ -124,8 +124,8 @@ class Code(str, Enum):
     )
     UNSUPPORTED_OP = (
         "unsupported-op",
-        "There is no XNOR form of this operator: it multiplies integers.",
-        "Nothing needs to change; a layer that shall be binary is left out when the model is quantized to integers.",
+        "There is no XNOR form of this operator yet.",
+        "Write an Einsum as a MatMul; leave layers that shall be binary out when a model is quantized to integers.",
     )
     UNSUPPORTED_RANK = (
         "unsupported-rank",

@@ -98,6 +98,10 @@ SIGNS: dict[str, tuple[str, str]] = {
         "  q = QuantizeLinear(a, half, byte)  s = DequantizeLinear(q, half, byte)",
         "",
     ),
+    "reflected at the borders": (
+        'g = Less(x, zero)  a = Where(g, minus, one)  b = Mul(a, half)  s = Pad<mode="reflect">(b, ring)',
+        "",
+    ),
     "behind carriers, scaled": (
         "g = Less(x, zero)  w2 = Where(g, minus, one)  a = Mul(w2, half)"
         "  m = MaxPool<kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[1, 1]>(a)"
@@ -265,7 +269,7 @@ def test_values_moved_by_an_offset(form: str) -> None:
     layer = convert(model(OFFSETS[form], pad=1), Config(allow_unchanged=True)).report.layers[0]
     if form != "tied thresholds":  # which start from 0
         assert layer.code == "activation-values"
-        assert "zeros around it" in layer.reason
+        assert "the zeros around it" in layer.reason
 
 
 BROKEN = {

@@ -6,7 +6,8 @@
 The epilogue has one order: scale, gate, bias, slope_pre, residual, shift, slope, offset. A step takes the first slot of
 its kind that is still to come; a step with none stays a node of its own, and so does everything behind it. Each slot
 rounds exactly as the node it replaces, so nothing changes but the number of passes over memory. A gate is what is
-computed at run time, or a constant that differs from position to position (XNOR-Net++).
+computed at run time, a constant that differs from position to position (XNOR-Net++), or a second scale: that of a
+BatchNormalization behind alpha.
 
     before   Cast(XnorConv(..., dtype = 1), to float16)
     after    XnorConv(..., dtype = 10)
@@ -147,10 +148,9 @@ class FuseEpilogue(Pass[Fusion]):
             return operand if gates else None
         vector = _vector(values, axis, rank)
         scale = constant_value(layer.inputs[SLOTS["scale"]])
-        if slot == "gate":  # a constant for each channel has its place in front, in the scale, where that is one
+        if slot == "gate" and vector is None:  # it differs from position to position
             known = self.context.known.get(layer.outputs[0].name, ())
-            fits = values.dtype == np.float32 and _broadcasts(values.shape, known)
-            return operand if fits and (vector is None or scale is None) else None
+            return operand if values.dtype == np.float32 and _broadcasts(values.shape, known) else None
         if vector is None or vector.size not in (1, self.context.known_dim(layer.outputs[0], axis)):
             return None
         if slot == "scale":

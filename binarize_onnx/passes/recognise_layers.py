@@ -42,7 +42,7 @@ from binarize_onnx.passes.weights import Weights, known_values, layer_bias, outp
 from binarize_onnx.reasons import Code, Reason
 
 INTEGER_OPS = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul")
-LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", *INTEGER_OPS)
+LAYER_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", *INTEGER_OPS)
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,8 @@ class RecogniseLayers(Pass[BinaryLayer]):
         self._seen.add(node.name)
         if node.op in INTEGER_OPS:
             return Skip(node, Reason(Code.UNSUPPORTED_OP, "it multiplies integers, and stays as it is"))
+        if node.op == "Einsum":
+            return Skip(node, Reason(Code.UNSUPPORTED_OP, "what an Einsum multiplies is not looked at"))
         found = self.wanted.refuses(node) or self._match(node)
         return Skip(node, found) if isinstance(found, Reason) else found
 
@@ -164,7 +166,7 @@ class RecogniseLayers(Pass[BinaryLayer]):
             pads = found
         if traced.offset and (any(pads) or gates or node.op == "ConvTranspose"):
             low, high = (f"{traced.offset + traced.scale * bit:.6g}" for bit in (traced.x_low, traced.levels))
-            words = f"its input has values from {low} to {high}: zeros around it are no multiple of their steps"
+            words = f"its input has values from {low} to {high}, and the zeros around it are not the lowest of them"
             return Reason(Code.ACTIVATION_VALUES, words)
         scale = traced.scale + abs(traced.offset)
         wrong = unsupported(node, values, traced.levels, scale, pads, self.context)
@@ -421,7 +423,7 @@ class RecogniseLayers(Pass[BinaryLayer]):
     def _carried(self, tensor: gs.Tensor, node: gs.Node, units: list[gs.Tensor]) -> gs.Tensor:
         """The carrier once more, on unit inputs."""
         inputs = [*units, *node.inputs[len(units) :]]
-        if node.op == "Pad":
+        if node.op == "Pad" and node.attrs.get("mode", "constant") == "constant":
             filled, traced = padding(node), self._tracer.trace(node.inputs[0])
             assert filled is not None, "tracing admits constants only"
             assert isinstance(traced, Traced), "the scaled signs are where they were"

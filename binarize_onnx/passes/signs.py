@@ -204,6 +204,8 @@ class Tracer:
         traced = self._trace(node.inputs[0], depth + 1)
         if isinstance(traced, NotBinary):
             return traced
+        if node.attrs.get("mode", "constant") != "constant" and not isinstance(traced.found[0], Level):
+            return traced  # copies of what is there
         filled = padding(node)
         low, high = (traced.offset + bit * traced.scale for bit in (traced.x_low, 1))
         if (
