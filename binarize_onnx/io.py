@@ -30,6 +30,8 @@ ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
 OURS = {opset.DOMAIN, opset.IDEAL_DOMAIN}
 OLDEST_OPSET = 9
 FUNCTION_OPSET = 13  # the function bodies are written in the operators of this opset
+# The last opsets of what the converter changes: how an image is resized, and the axes of Hardmax.
+CHANGED = {"Upsample": 9, "Resize": 10, "Hardmax": 12}
 OLDEST_IR, NEWEST_IR = 8, 10  # functions need 8; the oldest onnxruntime we support reads no newer than 10
 EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the file
 LARGE = 1 << 14  # elements; the values of a larger initializer are read from the source and not copied
@@ -114,6 +116,7 @@ def prepare(model: onnx.ModelProto, *, lend: bool = False) -> onnx.ModelProto:
         checks.require_sound(prepared, version)  # sound parts do not always make a sound whole
         _refuse_private(prepared)
     if version < FUNCTION_OPSET:
+        _refuse_changed(prepared, version)
         try:
             prepared = version_converter.convert_version(prepared, FUNCTION_OPSET)
         except Exception as error:  # the converter raises whatever its C++ side threw
@@ -122,6 +125,21 @@ def prepare(model: onnx.ModelProto, *, lend: bool = False) -> onnx.ModelProto:
                 fix=f"export with opset {FUNCTION_OPSET} or newer.",
             ) from None
     return prepared
+
+
+def _refuse_changed(model: onnx.ModelProto, version: int) -> None:
+    """Refuse what onnx's converter turns into something else than it is.
+
+    Raises:
+        ModelError: the model has an operator that means another thing in newer opsets, and is converted as if not.
+    """
+    for node in checks.nodes(model.graph):
+        newest = CHANGED.get(node.op_type, 0) if node.domain in ("", "ai.onnx") else 0
+        if version <= newest:
+            raise ModelError(
+                f"node {node.name or node.output[0]} ({node.op_type}) of opset {version} cannot be converted as it is;",
+                fix=f"export with opset {max(newest + 1, FUNCTION_OPSET)} or newer.",
+            )
 
 
 def _is_plain(model: onnx.ModelProto) -> bool:

@@ -36,7 +36,7 @@ from binarize_onnx.checks import shown
 from binarize_onnx.passes.base import Array, Context, Pass, Skip, constant_value, producer
 from binarize_onnx.passes.ideal import unsettled_pool
 from binarize_onnx.passes.layer_limits import CONVOLUTIONS, explicit_pads, too_long, unsupported
-from binarize_onnx.passes.signs import CARRIERS, Level, NotBinary, Sign, Traced, Tracer, pad_value, padding
+from binarize_onnx.passes.signs import CARRIERS, Level, NotBinary, Sign, Traced, Tracer, pad_value, padding, scaler
 from binarize_onnx.passes.staircase import RESIDUE_BOUND, Staircases
 from binarize_onnx.passes.weights import Weights, known_values, layer_bias, output_axis, split_scale, unsuitable
 from binarize_onnx.reasons import Code, Reason
@@ -179,10 +179,12 @@ class RecogniseLayers(Pass[BinaryLayer]):
             return Reason(Code.WEIGHTS_ON_LEFT, "its weights are on the left")
         words = f"its weights `{right.name}` are computed at run time{_why_not_constant(right)}"
         runtime = Reason(Code.WEIGHTS_NOT_CONSTANT, words)
+        right, factor = self._without_single_factor(right)
         traced = self._tracer.trace(right)
         if node.op != "MatMul" or isinstance(traced, NotBinary):
             return runtime
         data, gates, _ = self._uncovered(node)
+        gates += factor
         first = self._tracer.trace(data)
         if isinstance(first, NotBinary):
             return self._no_sign(data, first, "its second operand is binary")
@@ -276,6 +278,17 @@ class RecogniseLayers(Pass[BinaryLayer]):
             gates.insert(0, factors[0][0])
             data = factors[0][1]
         return (data, gates, pads) if isinstance(self._tracer.trace(data), Traced) else (node.inputs[0], [], pads)
+
+    def _without_single_factor(self, tensor: gs.Tensor) -> tuple[gs.Tensor, list[gs.Tensor]]:
+        """x and [k] of x * k, k one number known at run time: the root of a size, in scaled attention."""
+        factors = _runtime_product(tensor)
+        for k, x in (factors, factors[::-1]) if factors else ():
+            shape, large = self.context.shape(k), self.context.shape(x)
+            if shape is None or large is None or self.context.types.get(k.name) != TensorProto.FLOAT:
+                continue
+            if all(d == 1 for d in shape) and len(shape) <= len(large):
+                return x, [k]
+        return tensor, []
 
     def _is_gate(self, factor: gs.Tensor, data: gs.Tensor, node: gs.Node) -> bool:
         """Whether a run-time factor is the same for all terms of a dot product and all outputs of the layer."""
@@ -408,12 +421,15 @@ class RecogniseLayers(Pass[BinaryLayer]):
         while waiting:
             last = waiting[-1]
             node = _carrier(last)
-            inputs = [] if node is None else node.inputs if node.op == "Concat" else node.inputs[:1]
+            inputs = _carried_inputs(node)
             missing = [t for t in inputs if id(t) not in self._units]
             if id(last) not in self._units and not missing:
                 units = [self._units[id(t)] for t in inputs]
-                same = node is None or all(a is b for a, b in zip(inputs, units, strict=True))
-                self._units[id(last)] = last if same else self._carried(last, node, units)
+                if node is not None and scaler(node) is not None:
+                    self._units[id(last)] = units[0]
+                else:
+                    same = node is None or all(a is b for a, b in zip(inputs, units, strict=True))
+                    self._units[id(last)] = last if same else self._carried(last, node, units)
             if id(last) in self._units:
                 waiting.pop()
             else:
@@ -450,10 +466,21 @@ def _why_not_constant(tensor: gs.Tensor) -> str:
 
 
 def _carrier(tensor: gs.Tensor) -> gs.Node | None:
-    """The node that hands binary values on to the tensor; None if it is made in another way."""
+    """The node that hands binary values on to the tensor, or scales them; None if it is made in another way."""
     node = producer(tensor)
-    carries = node is not None and not node.domain and (node.op in CARRIERS or node.op in ("Concat", "Pad"))
-    return node if carries else None
+    if node is None or node.domain:
+        return None
+    return node if node.op in CARRIERS or node.op in ("Concat", "Pad") or scaler(node) is not None else None
+
+
+def _carried_inputs(node: gs.Node | None) -> list[gs.Tensor]:
+    """Those inputs of a carrier that are binary."""
+    if node is None:
+        return []
+    scaled = scaler(node)
+    if scaled is not None:
+        return [scaled[0]]
+    return list(node.inputs) if node.op == "Concat" else [node.inputs[0]]
 
 
 def _oriented(signs: Array, node: gs.Node) -> Array:

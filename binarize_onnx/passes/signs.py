@@ -11,14 +11,14 @@ what becomes of 0 there.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from binarize_onnx import opset
 from binarize_onnx.checks import shown
-from binarize_onnx.passes.base import Array, constant_value, producer
+from binarize_onnx.passes.base import Array, constant_value, producer, split_operands
 from binarize_onnx.passes.staircase import Staircase, Staircases
 from binarize_onnx.reasons import Code
 from binarize_onnx.thresholds import after
@@ -172,6 +172,10 @@ class Tracer:
                 words = f"`{tensor.name}` is behind more than {DEEPEST} Concat and Pad nodes"
                 return NotBinary(Code.INPUT_NOT_SIGN, words)
             return self._joined(tensor, node, depth) if node.op == "Concat" else self._padded(tensor, node, depth)
+        scaled = scaler(node)
+        if scaled is not None and not isinstance(inner := self._trace(scaled[0], depth + 1), NotBinary):
+            factor = scaled[1]
+            return Traced(tuple(replace(f, scale=f.scale * factor, offset=f.offset * factor) for f in inner.found))
         found: Sign | Level | NotBinary | None = match_level(tensor)
         if found is None:
             stairs = self.staircases.find(tensor)
@@ -216,6 +220,21 @@ class Tracer:
             words = f"`{tensor.name}` is padded with a value that is neither {_number(high)} nor {_number(low)}"
             return NotBinary(Code.PAD_VALUE, words)
         return traced
+
+
+def scaler(node: gs.Node) -> tuple[gs.Tensor, float] | None:
+    """`(x, c)` of a node that is x times one positive number, x from a carrier: elsewhere it is part of a staircase."""
+    if node.domain or node.op not in ("Mul", "Div") or len(node.inputs) != 2:
+        return None
+    operands = split_operands(node)
+    if operands is None or operands[1].size != 1 or (node.op == "Div" and operands[0] is not node.inputs[0]):
+        return None
+    x, c = operands[0], float(operands[1].reshape(-1)[0])
+    carrier = producer(x)
+    if carrier is None or carrier.domain or not (carrier.op in CARRIERS or carrier.op in ("Concat", "Pad")):
+        return None
+    factor = c if node.op == "Mul" else 1 / c if c else 0.0
+    return (x, float(np.float32(factor))) if 0 < factor < float("inf") and operands[1].ndim <= 1 else None
 
 
 def classify(stairs: Staircase, output: gs.Tensor) -> Sign | Level | NotBinary:
@@ -270,8 +289,9 @@ def _compact(values: Array) -> Array:
 
 
 def _rank(stairs: Staircase) -> int:
-    """The rank of the constants; as high as it gets where it is only known at run time."""
-    return HIGHEST_RANK if stairs.expanded else stairs.rank
+    """The rank of the constants; as high as it gets where they may have larger axes than x."""
+    larger = any(d != 1 for steps in (stairs.threshold, stairs.values) for d in steps.shape[1:])
+    return HIGHEST_RANK if stairs.expanded or larger else stairs.rank
 
 
 def _is_point(stairs: Staircase) -> bool:

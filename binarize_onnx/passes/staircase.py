@@ -144,7 +144,9 @@ class Staircases:
             if len(data) != 1 or data[0] is not inner.inputs[0] or not single:
                 return None
             nodes.insert(0, inner)
-            if inner.op in ROUNDINGS:
+            if inner.op in ROUNDINGS and (
+                inner.op not in ("Cast", "QuantizeLinear") or len(nodes) == 2
+            ):  # else it wraps
                 return _rounding(nodes, data[0], self._types.get(data[0].name) == TensorProto.FLOAT16)
             if inner.op not in ("Add", "Sub", "Mul", "Div"):
                 return None
@@ -304,7 +306,9 @@ def _rounding(nodes: list[gs.Node], x: gs.Tensor, half: bool) -> Staircase | Non
         thresholds.append(float(threshold[0]))
         values.append(step)
     kind = np.float16 if half and first.dtype == np.float32 else first.dtype
-    return Staircase(x, np.asarray(thresholds, np.float32), np.asarray(values).astype(kind), 0)
+    rank = max((len(t.shape) for node in nodes for t in node.inputs if isinstance(t, gs.Constant)), default=0)
+    steps = np.asarray(values).astype(kind).reshape(-1, *(1,) * rank)
+    return Staircase(x, np.asarray(thresholds, np.float32).reshape(-1, *(1,) * rank), steps, rank)
 
 
 def uniform_value(tensor: gs.Tensor, depth: int = 8) -> Array | None:

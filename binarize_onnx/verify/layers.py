@@ -26,6 +26,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
+from binarize_onnx.passes.signs import CARRIERS
 from binarize_onnx.verify.arrays import Array, Arrays, difference
 from binarize_onnx.verify.coverage import Coverage
 from binarize_onnx.verify.folding import folded
@@ -53,7 +54,7 @@ HALF_SUMS = platform.machine() in ("aarch64", "arm64")  # elsewhere onnxruntime 
 SHOWN_FLIPS = 10  # for each sign
 
 # Steps that only move or choose values: the sign behind them is the same on both sides.
-_CARRIERS = frozenset({"MaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Pad", "Identity"})
+_CARRIERS = CARRIERS | {"Pad", "Identity"}
 
 
 class TeacherForcing:
@@ -275,18 +276,31 @@ def _stand_ins(pieces: Pieces, in_source: Mapping[str, NodeProto], own: set[str]
         if len(layers) != 1 or len(layers[0].input) < 2:
             continue
         for side in range(2):
-            theirs, ours = layer.input[side], layers[0].input[side]
-            while theirs in in_source and ours in pieces.nodes and _same_carrier(in_source[theirs], pieces.nodes[ours]):
-                theirs, ours = in_source[theirs].input[0], pieces.nodes[ours].input[0]
-            sign = pieces.nodes.get(ours)
-            if theirs in own and sign is not None and is_sign(sign) and ours not in in_source:
-                found[ours] = theirs
+            pairs = _behind_carriers(layer.input[side], layers[0].input[side], in_source, pieces.nodes)
+            signs = {ours: theirs for theirs, ours in pairs if ours in pieces.nodes and is_sign(pieces.nodes[ours])}
+            if len(signs) == len({ours for _, ours in pairs}) and all(
+                theirs in own and ours not in in_source for ours, theirs in signs.items()
+            ):
+                found |= signs
                 settled.add(name)
     return found, settled
 
 
-def _same_carrier(a: NodeProto, b: NodeProto) -> bool:
-    return a.op_type == b.op_type and a.op_type in _CARRIERS
+def _behind_carriers(
+    theirs: str, ours: str, in_source: Mapping[str, NodeProto], in_ideal: Mapping[str, NodeProto]
+) -> list[tuple[str, str]]:
+    """What two tensors were carried from, pair by pair, as far as the same nodes carry them."""
+    waiting, found = [(theirs, ours)], []
+    while waiting:
+        theirs, ours = waiting.pop()
+        one, two = in_source.get(theirs), in_ideal.get(ours)
+        if one is None or two is None or one.op_type != two.op_type or one.op_type not in (*_CARRIERS, "Concat"):
+            found.append((theirs, ours))
+        elif one.op_type == "Concat":
+            waiting += zip(one.input, two.input, strict=False)
+        else:
+            waiting.append((one.input[0], two.input[0]))
+    return found
 
 
 def _spread_of(
