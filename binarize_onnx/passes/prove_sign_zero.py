@@ -247,7 +247,9 @@ def _end_avoids(tensor: gs.Tensor, chain: _Chain, context: Context) -> bool:
 def _integers_avoid(chain: _Chain, bound: int, parity: int | None, shape: tuple[int, ...]) -> bool:
     """Whether no integer in [-bound, bound] of that parity (None: of either) becomes the target."""
     at_low, at_high = (chain(np.full(shape, end, np.float32)) for end in (-bound, bound))
-    if at_low is None or at_high is None or np.any(np.isnan(at_low + at_high)):  # NaN in between is NaN at an end
+    if (
+        at_low is None or at_high is None or np.any(np.isnan(at_low) | np.isnan(at_high))
+    ):  # NaN in between is NaN at an end
         return False
     sign = np.where(at_high >= at_low, 1, -1)  # run a falling chain backwards: then every element rises
 

@@ -253,7 +253,8 @@ def classify(stairs: Staircase, output: gs.Tensor) -> Sign | Level | NotBinary:
         return NotBinary(Code.ACTIVATION_VALUES, f"`{output.name}` is 0 everywhere")
     if bottom == top:  # x decides nothing: `Relu(x) >= 0`
         always, flip = np.full(low.shape, -np.inf, np.float32), np.full(low.shape, top < 0)
-        return Sign(output, stairs.x, always, flip, x_low=-1, scale=abs(float(np.float32(top))), rank=_rank(stairs))
+        scale = abs(float(np.float32(top)))
+        return Sign(output, stairs.x, always, flip, x_low=-1, scale=scale, rank=_rank(stairs), minus=stairs.minus)
     if not np.all(near_top | near_bottom):
         return NotBinary(Code.ACTIVATION_VALUES, f"the values of `{output.name}` differ from channel to channel")
     if abs(bottom + top) <= spread:

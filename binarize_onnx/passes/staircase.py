@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -138,15 +139,13 @@ class Staircases:
         nodes = [node]
         while len(nodes) < MOST_NODES and (inner := producer(nodes[0].inputs[0])) is not None:
             data = elementwise.data_inputs(inner) if elementwise.is_elementwise(inner) else []
-            single = all(
-                t.is_empty() or (t.shape is not None and np.prod(t.shape) == 1) for t in inner.inputs if t not in data
-            )
-            if len(data) != 1 or data[0] is not inner.inputs[0] or not single:
+            constants = [t for t in inner.inputs if isinstance(t, gs.Constant)]
+            if len(data) != 1 or data[0] is not inner.inputs[0] or any(prod(t.shape) != 1 for t in constants):
                 return None
             nodes.insert(0, inner)
-            if inner.op in ROUNDINGS and (
-                inner.op not in ("Cast", "QuantizeLinear") or len(nodes) == 2
-            ):  # else it wraps
+            if inner.op in ROUNDINGS:
+                if inner.op in ("Cast", "QuantizeLinear") and len(nodes) > 2:
+                    return None  # arithmetic with integers wraps
                 return _rounding(nodes, data[0], self._types.get(data[0].name) == TensorProto.FLOAT16)
             if inner.op not in ("Add", "Sub", "Mul", "Div"):
                 return None
