@@ -329,7 +329,8 @@ def _evaluate(node: gs.Node, version: int) -> list[Array] | None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)], ir_version=8)
     try:
-        results = ReferenceEvaluator(model).run(None, feeds)
+        with np.errstate(all="ignore"):
+            results = ReferenceEvaluator(model).run(None, feeds)
     except Exception:  # it raises what its NumPy code happens to raise; the runtime will evaluate the node
         return None
     return [np.asarray(result) for result in results]
