@@ -67,6 +67,8 @@ def verify(
     _require_same_interface(ref.model, cand.model)
     config, notes = recorded_options(ref, cand)
     ref = _runnable(ref, config or Config(), notes)
+    if any(node.op_type == "If" for node in scopes.nodes(cand.model.graph)):
+        notes.append("the model has branches (If): only those that these samples take are compared")
     changed = opset.functions_changed(cand.model)
     if changed:
         words = f"the candidate's definition of {', '.join(changed)} is not this version's"
