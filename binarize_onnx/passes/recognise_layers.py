@@ -268,7 +268,7 @@ class RecogniseLayers(Pass[BinaryLayer]):
         gates: list[gs.Tensor] = []
         while (step := producer(data)) is not None and not step.domain:
             kept = self._tracer.staircases.without_residue(data)
-            if kept is not None and _runtime_product(kept):
+            if kept is not None and _runtime_product(kept) and self.context.shape(kept) == self.context.shape(data):
                 data = kept
                 continue
             found = _runtime_product(data)

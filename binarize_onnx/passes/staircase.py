@@ -32,6 +32,7 @@ LARGEST_CONSTANT = 1 << 20  # elements of a constant beside a staircase: one a c
 MOST_NODES = 8  # between a rounding and the Clip that gives it bounds
 MOST_STEPS = 64  # thresholds of a staircase: a 6-bit activation
 _DEEPEST = 64
+_SOURCES, _CONE = 4, 256  # how far an estimator's argument is from the sign's, and how many tensors it has
 
 # The residue of a straight-through estimator rounds at the size of R: up to here the sum keeps 20 bits of a unit sign.
 RESIDUE_BOUND = 16.0
@@ -87,7 +88,8 @@ class Staircases:
         node = producer(tensor)
         if node is None or node.domain:
             return None
-        return next((kept for kept, residue in _residues(node) if self._residue_size(residue, None) is not None), None)
+        found = (kept for kept, r, cancels in _residues(node) if cancels or self._residue_size(r, None) is not None)
+        return next(found, None)
 
     def _find(self, tensor: gs.Tensor, depth: int, known: dict[int, Staircase | None]) -> Staircase | None:
         if id(tensor) not in known:
@@ -102,11 +104,12 @@ class Staircases:
             return _ideal_step(node)
         if not elementwise.is_elementwise(node):
             return None
-        for kept, residue in _residues(node):
+        for kept, residue, cancels in _residues(node):
             found = self._find(kept, depth, known)
-            size = None if found is None else self._residue_size(residue, found.x)
+            size = 0.0 if cancels else None if found is None else self._residue_size(residue, found.x)
             if found is not None and size is not None:
-                return replace(found, residue=max(found.residue, size), expanded=True)  # R may be larger
+                larger = not _fits_into(residue, found.x)
+                return replace(found, residue=max(found.residue, size), expanded=found.expanded or larger)
         if node.op not in FIRST_STEPS and any(_is_no_staircase(t) for t in elementwise.data_inputs(node)):
             return None  # a residual sum, say: what else it adds, however deep, decides nothing
         uniform = {id(t): value for t in node.inputs if (value := uniform_value(t)) is not None}
@@ -151,10 +154,8 @@ class Staircases:
                 return None
         return None
 
-    def _residue_size(self, residue: gs.Tensor | None, x: gs.Tensor | None) -> float | None:
+    def _residue_size(self, residue: gs.Tensor, x: gs.Tensor | None) -> float | None:
         """How large R gets, if that is small enough to be taken off."""
-        if residue is None:
-            return 0.0
         low, high = bounds(residue)
         size = max(-low, high)
         if not size <= RESIDUE_BOUND and x is not None:
@@ -162,10 +163,10 @@ class Staircases:
         return size if size <= RESIDUE_BOUND or self._any_residue else None
 
 
-def _residues(node: gs.Node) -> Iterator[tuple[gs.Tensor, gs.Tensor | None]]:
-    """Every `(S, R)` for which the node is `(S - R) + R` or `(S + R) - R`, in any order of summands.
+def _residues(node: gs.Node) -> Iterator[tuple[gs.Tensor, gs.Tensor, bool]]:
+    """Every `(S, R, False)` for which the node is `(S - R) + R` or `(S + R) - R`, in any order of summands.
 
-    R is None for `S + (R - R)`, which rounds nothing.
+    `(S, R, True)` for `S + (R - R)`, which rounds nothing.
     """
     if node.op not in ("Add", "Sub") or len(node.inputs) != 2:
         return
@@ -177,11 +178,33 @@ def _residues(node: gs.Node) -> Iterator[tuple[gs.Tensor, gs.Tensor | None]]:
         a, b = inner.inputs
         if node.op == "Add" and inner.op == "Sub":
             if _same(a, b):
-                yield other, None
+                yield other, a, True
             elif _same(b, other):
-                yield a, b
+                yield a, b, False
         elif node.op == "Sub" and inner.op == "Add":
-            yield from ((s, r) for s, r in ((a, b), (b, a)) if _same(r, other))
+            yield from ((s, r, False) for s, r in ((a, b), (b, a)) if _same(r, other))
+
+
+def _fits_into(tensor: gs.Tensor, x: gs.Tensor) -> bool:
+    """Whether an elementwise function of x, or of what x is made from, has no axis that x has not."""
+    sources = [x]
+    while len(sources) < _SOURCES:
+        node = producer(sources[-1])
+        data = elementwise.data_inputs(node) if node is not None and elementwise.is_elementwise(node) else []
+        if len(data) != 1:
+            break
+        sources += data
+    waiting, seen = [tensor], {id(source) for source in sources}
+    while waiting:
+        t = waiting.pop()
+        node = producer(t)
+        if id(t) in seen or t.is_empty() or (isinstance(t, gs.Constant) and prod(t.shape) == 1 and len(t.shape) < 2):
+            continue
+        if node is None or not elementwise.is_elementwise(node) or len(seen) > _CONE:
+            return False
+        seen.add(id(t))
+        waiting += node.inputs
+    return True
 
 
 def _probe(tensor: gs.Tensor, x: gs.Tensor) -> float:
@@ -189,7 +212,7 @@ def _probe(tensor: gs.Tensor, x: gs.Tensor) -> float:
 
     Estimators are piecewise polynomials (Bi-Real's three stages) whose bound interval arithmetic cannot see.
     """
-    for _ in range(4):
+    for _ in range(_SOURCES):
         shape = (-1,) + (1,) * 6
         found = elementwise.sample(tensor, {id(x): _PROBES.astype(np.float32).reshape(shape)})
         if found is not None:

@@ -40,6 +40,7 @@ class Network:
         stem_norms: batch norms in front of the first sign.
         proto: writes the file node by node, where it comes from no PyTorch module; `build` is None then, and both
             exporters' columns are the same.
+        remark: why a cell falls short, where that takes more than the cell itself can say.
         after: what a tool does to the exported file (quantization, float16), given some inputs.
     """
 
@@ -52,6 +53,7 @@ class Network:
     stem_norms: int = 1
     proto: Callable[[], onnx.ModelProto] | None = None
     after: Callable[[onnx.ModelProto, Feed], onnx.ModelProto] | None = None
+    remark: str = ""
 
 
 BATCH = 2

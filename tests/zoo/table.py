@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Export = tuple[str, str]
 
-LONGEST = 200  # characters of a broken promise
+LONGEST = 120  # characters of a broken promise
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "zoo.md"
 
 HEAD = """\
@@ -65,6 +65,7 @@ def page(columns: Mapping[Export, Mapping[str, Cell]]) -> str:
         lines.append("")
     short = [
         f"* {network(name).title}, {exporter}, {optimiser}: {shortfall(columns[name, exporter][optimiser])}"
+        + (f" ({network(name).remark})" if network(name).remark else "")
         for exporter in EXPORTERS
         for name in NETWORKS
         for optimiser in OPTIMISERS
