@@ -176,7 +176,7 @@ def model(sign: str, weights: str = "w = Sign(latent)", *, pad: int = 1, channel
     g (float[N, {C}, 4, 4] x) => (float[M, 6, H, W] y) {{
         {sign}
         {weights}
-        [layer] y = Conv<pads=[{pad}, {pad}, {pad}, {pad}]>(s, w)
+        y = Conv<pads=[{pad}, {pad}, {pad}, {pad}]>(s, w)
     }}"""
     made = onnx.parser.parse_model(text)
     rng = np.random.default_rng(3)
@@ -251,7 +251,7 @@ def test_several_bits_in_front_of_a_dense_layer(steps: int) -> None:
         k = Clip(x, zero, most)
         s = Round(k)
         f = Flatten(s)
-        [layer] y = MatMul(f, w)
+        y = MatMul(f, w)
     }}""")
     rng = np.random.default_rng(1)
     source.graph.initializer.append(numpy_helper.from_array(rng.choice(np.asarray([-1, 1], np.float32), (128, 6)), "w"))
