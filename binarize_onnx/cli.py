@@ -365,7 +365,7 @@ def convert(
     _one_of(as_json, as_markdown)
     _different(out, report, junit)
     _different(report, junit, read=[model, calibration_data])
-    _different(out, read=[model, calibration_data])
+    _different(out, read=[calibration_data])
     if max_sign_zeros is not None and calibration_data is None:
         raise UsageError("--max-sign-zeros needs samples to count on:", fix="give --calibration-data.")
     result = pipeline.convert(str(model), _config(**choices), calibration_data=calibration_data)
