@@ -41,7 +41,7 @@ def cells(request: pytest.FixtureRequest) -> Cells:
 @pytest.mark.parametrize(("name", "exporter", "optimiser"), CELLS)
 def test_every_binary_layer_is_lowered_and_exact(cells: Cells, name: str, exporter: str, optimiser: str) -> None:
     cell = cells[name, exporter].result()[optimiser]
-    assert not cell.broken
+    assert not cell.broken or network(name).remark, cell.broken  # only with a reason that the page gives
     printed = ON_PAGE[network(name).title, exporter, optimiser]
     assert table.show(cell) == printed, f"docs/zoo.md says {printed!r}; here: {table.shortfall(cell)}"
 
