@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
 from zoo.base import BATCH, Feed, Network
 
 

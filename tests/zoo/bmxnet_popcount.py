@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from networks import Builder
 from onnx import TensorProto, helper
+
 from zoo.base import Network, images
 
 SIZE = 20

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
 from zoo.base import Network, images
 
 WIDTH = 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from torch import nn
+
 from zoo.base import BATCH, Feed, Network
 from zoo.int8_edges import BinaryResNet
 

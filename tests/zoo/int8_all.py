@@ -8,6 +8,7 @@ channel.
 from __future__ import annotations
 
 import onnx
+
 from zoo.base import Feed, Network, images
 from zoo.int8_edges import BinaryResNet, named, quantised
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from networks import Builder
 from onnx import TensorProto, helper
+
 from zoo.base import BATCH, Feed, Network
 
 FIRST, LAST = (0, 3, 1, 2), (0, 2, 3, 1)

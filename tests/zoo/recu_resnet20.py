@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
 from zoo.base import Network, images
 
 
