@@ -517,15 +517,12 @@ class XnorConv {
     if (!job.y && q && integers_suffice(job)) return pack_integers(job, n, channel, channels, acc, count, q);
 
     int32_t* turned = scratch;
-    for (int64_t t = 0; t < out_terms; ++t)
-      epilogue_kernel_.transpose({acc + t * size, turned + t * size, count, chunk});
     EpilogueArgs args{};
     job.epilogue.fill(args, n, channel, pixel);
     args.rows = channels;
     args.lanes = count;
-    args.acc = turned;
+    args.acc = acc;
     args.acc_term_stride = size;
-    args.acc_row_stride = chunk;
     const int64_t at = (n * s.out_channels + channel) * pixels + pixel;
     const bool half = epilogue_->dtype() == ORT_FLOAT16;
     if (job.y && !half) args.y = static_cast<float*>(job.y) + at;
@@ -537,10 +534,10 @@ class XnorConv {
       args.v = whole_v + at;
       args.v_row_stride = pixels;
     } else if (q && !args.y) {
-      v = args.v = reinterpret_cast<float*>(turned);  // in place: each element is read before it is written
+      v = args.v = reinterpret_cast<float*>(turned);
       v_stride = args.v_row_stride = chunk;
     }
-    epilogue_kernel_.epilogue(args);
+    epilogue_kernel_.turned_epilogue({args, turned, chunk});
     if (q) pack_rows(job, n, channel, channels, pixel, count, v, v_stride, q);
   }
 
