@@ -15,14 +15,14 @@ BatchNormalization are near those of the random tensors it sees: signs take both
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 import numpy as np
 import onnx
-from synthetic import Array, Network
+from int8 import int8
+from synthetic import Network
 
 IMAGE, CLASSES = 224, 1000
 CALIBRATION_IMAGES = 8
@@ -197,35 +197,10 @@ def mobilenet_v1() -> onnx.ModelProto:
     return net.classified(x, inputs)
 
 
-class RandomImages:
-    """A CalibrationDataReader of standard normal images."""
-
-    def __init__(self) -> None:
-        rng = np.random.default_rng(1)
-        self.images = [rng.standard_normal((1, 3, IMAGE, IMAGE), np.float32) for _ in range(CALIBRATION_IMAGES)]
-
-    def get_next(self) -> dict[str, Array] | None:
-        """The next image, None behind the last."""
-        return {"x": self.images.pop()} if self.images else None
-
-
-def int8(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The float model as onnxruntime quantizes it: QuantizeLinear and DequantizeLinear around every operator."""
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
-        onnx.save(onnx.shape_inference.infer_shapes(model), source)
-        quantize_static(
-            str(source),
-            str(target),
-            RandomImages(),
-            quant_format=QuantFormat.QDQ,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-        )
-        return onnx.load(target)
+def quantized(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The float network in int8, calibrated on standard normal images."""
+    rng = np.random.default_rng(1)
+    return int8(model, (rng.standard_normal((1, 3, IMAGE, IMAGE), np.float32) for _ in range(CALIBRATION_IMAGES)))
 
 
 NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
@@ -234,9 +209,9 @@ NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
     "reactnet-a": reactnet_a,
     "w1a4-18": w1a4_18,
     "resnet-18": resnet_18,
-    "resnet-18-int8": lambda: int8(resnet_18()),
+    "resnet-18-int8": lambda: quantized(resnet_18()),
     "mobilenet-v1": mobilenet_v1,
-    "mobilenet-v1-int8": lambda: int8(mobilenet_v1()),
+    "mobilenet-v1-int8": lambda: quantized(mobilenet_v1()),
 }
 
 
