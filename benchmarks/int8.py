@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 
+
 class _Reader:
     """A CalibrationDataReader of given inputs, for a model that has one."""
 

@@ -55,7 +55,8 @@ def low_bit_node(layer: Conv, bases: int, bits: int) -> onnx.ModelProto:
 def bit_chain(layer: Conv, length: int) -> onnx.ModelProto:
     """`length` XnorConv nodes in a row, bits in and bits out; each has weights of its own."""
     rng = np.random.default_rng(0)
-    nodes, initializers = [], {}
+    nodes: list[onnx.NodeProto] = []
+    initializers: dict[str, Array] = {}
     for index in range(length):
         inputs = _inputs(layer, rng, planes=1, bases=1)
         inputs["threshold"] = rng.normal(0, layer.channels**0.5, (1, 1, layer.outputs, 1, 1)).astype(np.float32)

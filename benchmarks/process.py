@@ -10,8 +10,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from binarize_onnx import runtime
-
 
 def processors() -> int:
     """How many processors this process may use."""
@@ -30,6 +28,8 @@ def in_process(function: str, *arguments: Any, threads: int = 1, isa: str | None
     Raises:
         CalledProcessError: the function fails; its traceback is on stderr.
     """
+    from binarize_onnx import runtime  # not in the process itself: what it imports is its own affair
+
     environment = os.environ | ({runtime.ISA_VARIABLE: isa} if isa else {})
     command = [sys.executable, __file__, function, json.dumps(arguments), str(threads)]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout

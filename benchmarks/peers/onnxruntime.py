@@ -7,9 +7,9 @@ from typing import Any
 import models
 import onnx
 import onnxruntime
-from peers import Call
 
 from binarize_onnx import runtime
+from peers import Call
 
 
 def options(threads: int) -> Any:
@@ -21,10 +21,9 @@ def options(threads: int) -> Any:
     return found
 
 
-def session(model: onnx.ModelProto | bytes, threads: int) -> Any:
-    """A session on the CPU with our kernels registered."""
-    data = model if isinstance(model, bytes) else model.SerializeToString()
-    return runtime.InferenceSession(data, options(threads))
+def session(model: onnx.ModelProto | str, threads: int) -> Any:
+    """A session on the CPU with our kernels registered, of a model or a file."""
+    return runtime.InferenceSession(model if isinstance(model, str) else model.SerializeToString(), options(threads))
 
 
 def call(model: onnx.ModelProto, threads: int) -> Call:

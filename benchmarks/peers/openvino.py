@@ -8,8 +8,9 @@ from typing import Any
 import models
 import numpy as np
 import onnx
-from peers import Call
 from shapes import Conv
+
+from peers import Call
 
 INSTALLED = find_spec("openvino") is not None
 
