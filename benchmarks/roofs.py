@@ -110,7 +110,7 @@ def _legend(dots: list[Dot]) -> str:
     shown = [series for series in COLOURS if any(dot.series == series for dot in dots)]
     parts = []
     for index, series in enumerate(shown):
-        x, y = LEFT + WIDTH + 14, TOP + 66 + 20 * index
+        x, y = LEFT + WIDTH + 14, TOP + 56 + 17 * index
         parts.append(f'<circle cx="{x}" cy="{y}" r="5" fill="{COLOURS[series]}"/>')
         parts.append(f'<text x="{x + 12}" y="{y + 4}">{escape(LABELS.get(series, series))}</text>')
     return "\n".join(parts)

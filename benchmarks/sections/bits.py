@@ -25,7 +25,7 @@ CEILINGS = (
 )
 NODES = (
     "One XnorConv, packed bits in and packed bits out, one thread. `a call` is a model of this one node, with what a "
-    "call of onnxruntime takes; `a node` one of {chain} in a row, each with weights of its own, as inside a network. The "
+    "call of onnxruntime takes; `a node` one of {chain} in a row, each with weights of its own, as in a network. The "
     "percentages are of the ceiling of {isa}, {rate:.0f} MAC a nanosecond; a call of onnxruntime that does nothing "
     "takes {empty:.1f} µs."
 )
