@@ -44,7 +44,7 @@ def of_network(title: str, peers: Sequence[str]) -> Figure:
     """One network against the fastest of some peers."""
 
     def figure(section: Any) -> str | None:
-        met = [c for c in _contests(section) if c.name.startswith(f"{title} |") and set(peers) & set(c.speedups)]
+        met = [c for c in _contests(section) if c.name.startswith(f"{title} against ") and set(peers) & set(c.speedups)]
         return f"**{times(faster_peer(met[0], peers))}**" if met else None
 
     return figure
@@ -55,11 +55,15 @@ def _contests(section: Any) -> list[Contest]:
 
 
 FIGURES: tuple[tuple[str, str, Figure], ...] = (
-    ("layers", "eight convolutions; OpenVINO's binary ones", mean_of(shapes.CONVS, [OV_BINARY])),
-    ("layers", "four 3x3 convolutions; onnxruntime fp32", mean_of(shapes.SQUARE_3X3, [ORT_FLOAT])),
-    ("layers", "four 3x3 convolutions; onnxruntime int8", mean_of(shapes.SQUARE_3X3, [ORT_INT8])),
-    ("networks", "Bi-Real-18; ResNet-18, onnxruntime fp32", of_network("Bi-Real-18", [ORT_FLOAT])),
-    ("networks", "Bi-Real-18; ResNet-18, the faster int8", of_network("Bi-Real-18", FASTER_INT8)),
-    ("networks", "W1A4 of that plan; ResNet-18, the faster int8", of_network("Bi-Real-18's plan, W1A4", FASTER_INT8)),
-    ("networks", "ReActNet-A; MobileNetV1, the faster int8", of_network("ReActNet-A", FASTER_INT8)),
+    ("layers", "eight convolutions; in OpenVINO, binary", mean_of(shapes.CONVS, [OV_BINARY])),
+    ("layers", "four 3x3 convolutions; in onnxruntime, fp32", mean_of(shapes.SQUARE_3X3, [ORT_FLOAT])),
+    ("layers", "four 3x3 convolutions; in onnxruntime, int8", mean_of(shapes.SQUARE_3X3, [ORT_INT8])),
+    ("networks", "Bi-Real-18; ResNet-18 in onnxruntime, fp32", of_network("Bi-Real-18", [ORT_FLOAT])),
+    ("networks", "Bi-Real-18; ResNet-18, int8 in the faster of both", of_network("Bi-Real-18", FASTER_INT8)),
+    (
+        "networks",
+        "the same plan in W1A4; ResNet-18, int8 in the faster of both",
+        of_network("Bi-Real-18's plan, W1A4", FASTER_INT8),
+    ),
+    ("networks", "ReActNet-A; MobileNetV1, int8 in the faster of both", of_network("ReActNet-A", FASTER_INT8)),
 )

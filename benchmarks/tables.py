@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from textwrap import fill
 
 Row = tuple[str, ...]
 
@@ -42,7 +43,8 @@ class Table:
     def markdown(self) -> str:
         """For a page: a section of its own."""
         said = [f"* {words}" for words in self.conclusions]
-        parts = [f"## {self.title}", "", self.meaning, "", *self.lines(), *([""] if said else []), *said]
+        meaning = fill(self.meaning, 120, break_long_words=False, break_on_hyphens=False)
+        parts = [f"## {self.title}", "", meaning, "", *self.lines(), *([""] if said else []), *said]
         return "\n".join(parts) + "\n"
 
 

@@ -12,8 +12,8 @@ from process import in_process, progress
 from settings import Found, Settings
 from tables import Row, Table, microseconds, times
 
-from binarize_onnx import convert, runtime
-from sections.layers import ORT_FLOAT, OURS
+from binarize_onnx import runtime
+from sections.layers import ORT_FLOAT, OURS, compiled_layer
 
 MEANING = (
     "float32 in and float32 out; our kernels forced to an instruction set with `BINARIZE_ONNX_ISA`. Microseconds, and "
@@ -34,7 +34,7 @@ def contests(quick: bool, rounds: int) -> Found:
     for layer in (shapes.TINY,) if quick else shapes.LAYERS:
         progress(f"  {layer.name}, {isa}")
         calls = {
-            OURS: onnxruntime.call(convert(models.sign_layer(layer)).model, 1),
+            OURS: onnxruntime.call(compiled_layer(layer), 1),
             ORT_FLOAT: onnxruntime.call(models.float_layer(layer), 1),
         }
         found.append(asdict(compete(layer.name, calls, 1, rounds)))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import models
 import numpy as np
+import onnx
 import shapes
 from contest import Contest, compete, geometric_mean
 from int8 import int8
@@ -25,9 +25,11 @@ PEERS = (ORT_FLOAT, ORT_INT8, OV_FLOAT, OV_INT8, OV_BINARY)
 CALIBRATION_BATCHES = 4
 
 MEANING = (
-    "float32 in and float32 out, batch 1, packing or quantizing the input included. Microseconds, medians; behind each "
-    "peer how many times faster ours is, the median of the ratios within a round. One image in NCHW; `64@56` is 64 "
-    "channels of 56 x 56 pixels, `s2` stride 2."
+    "float32 in and float32 out, NCHW, batch 1, packing or quantizing the input included; `64@56` is 64 channels of "
+    "56 x 56 pixels, `s2` stride 2. Microseconds, medians; behind each peer how many times faster ours is, the median "
+    "of the ratios within a round. int8 is what onnxruntime's static quantization makes of the float layer (u8 "
+    "activations with zero point 0, s8 weights, a scale a channel), in both runtimes; OpenVINO's binary layer has "
+    "FakeQuantize to two levels in front, which it runs as packing."
 )
 
 
@@ -47,7 +49,7 @@ def contest(layer: Layer, threads: int, rounds: int) -> Contest:
     source = models.float_layer(layer)
     quantized = quantized_layer(layer)
     calls: dict[str, Call] = {
-        OURS: onnxruntime.call(convert(models.sign_layer(layer)).model, threads),
+        OURS: onnxruntime.call(compiled_layer(layer), threads),
         ORT_FLOAT: onnxruntime.call(source, threads),
         ORT_INT8: onnxruntime.call(quantized, threads),
     }
@@ -58,7 +60,12 @@ def contest(layer: Layer, threads: int, rounds: int) -> Contest:
     return compete(layer.name, calls, threads, rounds)
 
 
-def quantized_layer(layer: Layer) -> Any:
+def compiled_layer(layer: Layer) -> onnx.ModelProto:
+    """Sign and the layer with ±1 weights, as our compiler lowers them."""
+    return convert(models.sign_layer(layer)).model
+
+
+def quantized_layer(layer: Layer) -> onnx.ModelProto:
     """The float layer in int8, its input as behind a ReLU: the form that int8 runtimes are fastest on."""
     rng = np.random.default_rng(1)
     inputs = [np.abs(rng.standard_normal(layer.input_shape, np.float32)) for _ in range(CALIBRATION_BATCHES)]
@@ -68,8 +75,12 @@ def quantized_layer(layer: Layer) -> Any:
 def tables(found: Found, threads: int = 1) -> list[Table]:
     """One table, and what follows from it."""
     contests = [Contest(**one) for one in found]
-    words = "one thread" if threads == 1 else f"{threads} threads"
-    return [against_peers(f"Layers, {words}", MEANING, "layer", contests, conclusions(contests))]
+    return [against_peers(f"Layers, {threads_in_words(threads)}", MEANING, "layer", contests, conclusions(contests))]
+
+
+def threads_in_words(threads: int) -> str:
+    """`one thread`."""
+    return {1: "one thread", 2: "two threads"}.get(threads, f"{threads} threads")
 
 
 def against_peers(title: str, meaning: str, what: str, contests: Sequence[Contest], said: list[str]) -> Table:

@@ -19,8 +19,8 @@ LAYERS = (*shapes.SQUARE_3X3, *shapes.POINTWISE)
 
 MEANING = (
     "One XnorConv, planes of bits in and float32 out, against onnxruntime's int8 layer, float32 in and out. WmAb is "
-    "the sum of m scaled binary weights on activations of b bits. Microseconds, and how many times faster than "
-    "int8. What packs the activations is not in it; in a network the layer before does that."
+    "the sum of m scaled binary weights on activations of b bits. Microseconds, and how many times faster than int8. "
+    "What packs the activations is not in it; in a network the layer before does that."
 )
 
 

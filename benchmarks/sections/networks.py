@@ -14,12 +14,13 @@ from settings import Found, Settings
 from tables import Table, times
 
 from binarize_onnx import convert
-from sections.layers import ORT_FLOAT, ORT_INT8, OURS, OV_FLOAT, OV_INT8, against_peers, faster_peer
+from sections.layers import ORT_FLOAT, ORT_INT8, OURS, OV_FLOAT, OV_INT8, against_peers, faster_peer, threads_in_words
 
 MEANING = (
     "An image of 224 x 224 in, 1000 classes out, float32, batch 1; random weights (`benchmarks/whole_networks.py`). "
-    "Microseconds, medians; behind each peer how many times faster ours is. The first and the last layer and the 1x1 "
-    "shortcuts of Bi-Real-18 are float, as published."
+    "Microseconds, medians; behind each peer how many times faster the binary network is than the float or int8 one "
+    "that it replaces. The first and the last layer of every binary network and the 1x1 shortcuts of Bi-Real-18 are "
+    "float, as published. int8 is onnxruntime's static quantization of the float network, in both runtimes."
 )
 
 
@@ -68,7 +69,7 @@ def run(index: int, folder: str, quick: bool, threads: int, rounds: int) -> Foun
         calls[ORT_INT8] = onnxruntime.call(quantized, threads)
         if openvino.INSTALLED:
             calls |= {OV_FLOAT: openvino.call(replaced, threads), OV_INT8: openvino.call(quantized, threads)}
-    return asdict(compete(f"{race.title} | {race.replaced_title}", calls, threads, rounds))
+    return asdict(compete(f"{race.title} against {race.replaced_title}", calls, threads, rounds))
 
 
 def network_file(name: str, folder: Path) -> Path:
@@ -90,12 +91,15 @@ def compiled_file(name: str, folder: Path) -> Path:
 def tables(found: Found, threads: int = 1) -> list[Table]:
     """One table, and the ratios that matter."""
     contests = [Contest(**one) for one in found]
-    words = "one thread" if threads == 1 else f"{threads} threads"
     said = [_conclusion(contest) for contest in contests]
-    return [against_peers(f"Networks, {words}", MEANING, "binary | float and int8", contests, said)]
+    return [
+        against_peers(
+            f"Networks, {threads_in_words(threads)}", MEANING, "binary against float and int8", contests, said
+        )
+    ]
 
 
 def _conclusion(contest: Contest) -> str:
     int8 = [peer for peer in (ORT_INT8, OV_INT8) if peer in contest.speedups]
-    words = f"{contest.name.replace(' | ', ' against ')}: {times(contest.speedups[ORT_FLOAT])} as fast as {ORT_FLOAT}"
+    words = f"{contest.name}: {times(contest.speedups[ORT_FLOAT])} as fast as {ORT_FLOAT}"
     return f"{words}, {times(faster_peer(contest, int8))} as fast as the faster int8." if int8 else f"{words}."
