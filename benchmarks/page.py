@@ -48,17 +48,37 @@ def machine() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = ""
-    return {"cpu": cpu_name(), "processors": processors(), "isa": runtime.selected_isa(), "versions": versions}
+    return {
+        "cpu": cpu_name(),
+        "family": family(),
+        "processors": processors(),
+        "isa": runtime.selected_isa(),
+        "versions": versions,
+    }
+
+
+def family() -> str:
+    """Which kind of processor, where its name says little: `family 25, model 17`."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    given = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    numbers = [f"{name} {given[key]}" for name, key in (("family", "cpu family"), ("model", "model")) if key in given]
+    return ", ".join(numbers)
 
 
 def described(found: Any) -> str:
     """The machine in a sentence."""
     given, bits = found["machine"], found["sections"].get("bits", {})
-    clock = f" at {bits['ceilings']['clock']:.2f} GHz" if "ceilings" in bits else ""
+    cpu = f"{given['cpu']} ({given['family']})" if given["family"] else given["cpu"]
+    cores = "one core" if given["processors"] == 1 else f"{given['processors']} cores"
+    measured = bits.get("ceilings", {}).get("clock")
+    clock = f" at {measured:.2f} GHz" if measured else ""
     versions = given["versions"]
     openvino = f"OpenVINO {versions['openvino'].split('-')[0]}" if versions["openvino"] else "OpenVINO is not installed"
-    cores = "one core" if given["processors"] == 1 else f"{given['processors']} cores"
-    return f"{given['cpu']}, {cores}{clock}, {given['isa']} kernels; onnxruntime {versions['onnxruntime']}, {openvino}"
+    runtimes = f"onnxruntime {versions['onnxruntime']}, {openvino}"
+    return f"{cpu}, {cores}{clock}, {given['isa']} kernels; {runtimes}"
 
 
 def text(found: Any) -> str:

@@ -25,20 +25,17 @@ CEILINGS = (
 )
 NODES = (
     "One XnorConv, packed bits in and packed bits out, one thread. `a call` is a model of this one node, with what a "
-    "call of onnxruntime takes; `a node` one of {chain} in a row, each with weights of its own, as in a network. The "
-    "percentages are of the ceiling of {isa}, {rate:.0f} MAC a nanosecond; a call of onnxruntime that does nothing "
-    "takes {empty:.1f} µs."
+    "call of onnxruntime takes; `a node` one of {chain} in a row, each with weights of its own, as in a network. A "
+    "call of onnxruntime that does nothing takes {empty:.1f} µs."
 )
+SHARES = " The percentages are of the ceiling of {isa}, {rate:.0f} MAC a nanosecond."
 
 
 def measure(settings: Settings) -> Found:
     """The ceilings, then every convolution, on the same processor."""
     if not settings.ceilings.exists():
         raise LeftOut(f"the microbenchmark of the ceilings is not built: {BUILT_BY}")
-    try:
-        return in_process("sections.bits:nodes", str(settings.ceilings), settings.quick, settings.rounds)
-    except ValueError as error:
-        raise LeftOut(str(error)) from None
+    return in_process("sections.bits:nodes", str(settings.ceilings), settings.quick, settings.rounds)
 
 
 def nodes(program: str, quick: bool, rounds: int) -> Found:
@@ -67,21 +64,22 @@ def tables(found: Found) -> list[Table]:
     """The ceilings, and the nodes below theirs."""
     ceilings = ceilings_of(found)
     machine: list[Row] = [(c.instructions, f"{c.per_cycle:.0f}", f"{c.per_ns:.0f}") for c in ceilings.ceilings]
-    said = [f"The clock: {ceilings.clock:.2f} GHz."]
-    header = ("instructions", "MAC a cycle", "MAC a nanosecond")
-    shown = [Table("Ceilings, one core", CEILINGS, header, machine, said)]
+    clock = f"The clock: {ceilings.clock:.2f} GHz." if ceilings.clock else "None is measured on this kind of processor."
     ceiling = ceilings.per_ns(CEILING_OF_ISA.get(found["isa"], ""))
-    if ceiling is not None:
-        words = NODES.format(chain=CHAIN, isa=found["isa"], rate=ceiling, empty=found["empty"])
-        rows = [(node["name"], *_cells(node, ceiling)) for node in found["nodes"]]
-        columns = ("layer", "a call, µs", "of the ceiling", "a node, µs", "of the ceiling")
-        shown.append(Table("Bits to bits, one thread", words, columns, rows))
-    return shown
+    words = NODES.format(chain=CHAIN, empty=found["empty"])
+    words += SHARES.format(isa=found["isa"], rate=ceiling) if ceiling else ""
+    rows = [(node["name"], *_cells(node, ceiling)) for node in found["nodes"]]
+    columns = ("layer", "a call, µs", "of the ceiling", "a node, µs", "of the ceiling")
+    return [
+        Table("Ceilings, one core", CEILINGS, ("instructions", "MAC a cycle", "MAC a nanosecond"), machine, [clock]),
+        Table("Bits to bits, one thread", words, columns, rows),
+    ]
 
 
-def _cells(node: Found, ceiling: float) -> list[str]:
+def _cells(node: Found, ceiling: float | None) -> list[str]:
     cells: list[str] = []
     for what in ("a call", "a node"):
         us = node["us"].get(what)
-        cells += ["–", "–"] if us is None else [microseconds(us), percent(node["macs"] / (1000 * us * ceiling))]
+        cells.append("–" if us is None else microseconds(us))
+        cells.append("–" if us is None or ceiling is None else percent(node["macs"] / (1000 * us * ceiling)))
     return cells
