@@ -1,108 +1,24 @@
-#include <immintrin.h>
-
-#include "cpu/epilogue/epilogue.h"
+#include "cpu/epilogue/x86_avx512_strip.h"
 
 namespace binarize {
 namespace {
 
-constexpr int64_t kVectorLanes = 16;
-
-// The lanes of one row that are held in registers while all steps run; masked where fewer than all of them exist.
-template <int vectors, bool masked>
-struct Strip {
-  __m512 z[vectors];
-  __mmask16 valid[vectors];
-  int64_t row, lane;
-
-  Strip(int64_t row, int64_t lane, int64_t lanes) : row(row), lane(lane) {
-    for (int i = 0; i < vectors; ++i) {
-      const int64_t left = lanes - lane - i * kVectorLanes;
-      valid[i] = !masked || left >= kVectorLanes ? 0xffff : left <= 0 ? 0 : static_cast<__mmask16>((1u << left) - 1);
-    }
-  }
-  __m512 load(int i, const float* data) const {
-    data += i * kVectorLanes;
-    return masked ? _mm512_maskz_loadu_ps(valid[i], data) : _mm512_loadu_ps(data);
-  }
-  __m512 load(int i, const int32_t* data) const {
-    data += i * kVectorLanes;
-    return _mm512_cvtepi32_ps(masked ? _mm512_maskz_loadu_epi32(valid[i], data) : _mm512_loadu_si512(data));
-  }
-  __m512 load(int i, const uint16_t* data) const {
-    data += i * kVectorLanes;
-    return _mm512_cvtph_ps(masked ? _mm256_maskz_loadu_epi16(valid[i], data)
-                                  : _mm256_loadu_si256(reinterpret_cast<const __m256i*>(data)));
-  }
-  void store(float* data) const {
-    for (int i = 0; i < vectors; ++i)
-      masked ? _mm512_mask_storeu_ps(data + i * kVectorLanes, valid[i], z[i])
-             : _mm512_storeu_ps(data + i * kVectorLanes, z[i]);
-  }
-
-  // step(i, operand vector) for each vector of the strip.
-  template <class T, class Step>
-  __attribute__((always_inline)) void each(const Operand<T>& operand, int64_t operand_row, Step step) {
-    const T* data = operand.data + operand_row * operand.row_stride;
-    if (operand.lane_stride == 0) {
-      const __m512 value = broadcast(*data);
-      for (int i = 0; i < vectors; ++i) step(i, value);
-    } else {
-      for (int i = 0; i < vectors; ++i) step(i, load(i, data + lane));
-    }
-  }
-  static __m512 broadcast(float value) { return _mm512_set1_ps(value); }
-  static __m512 broadcast(uint16_t value) { return _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<int16_t>(value))); }
-
-  __attribute__((always_inline)) void multiply(const Operand<float>& operand) {
-    if (operand.data) each(operand, row, [&](int i, __m512 by) { z[i] = _mm512_mul_ps(z[i], by); });
-  }
-  template <class T>
-  __attribute__((always_inline)) void add(const Operand<T>& operand, int64_t operand_row) {
-    if (operand.data) each(operand, operand_row, [&](int i, __m512 by) { z[i] = _mm512_add_ps(z[i], by); });
-  }
-  __attribute__((always_inline)) void activate(const Operand<float>& operand) {
-    if (operand.data)
-      each(operand, row, [&](int i, __m512 slope) {
-        const __mmask16 not_positive = _mm512_cmp_ps_mask(z[i], _mm512_setzero_ps(), _CMP_NGT_UQ);
-        z[i] = _mm512_mask_mul_ps(z[i], not_positive, z[i], slope);
-      });
-  }
-};
-
 template <int vectors, bool masked>
 __attribute__((always_inline)) inline void run_strip(const EpilogueArgs& args, int64_t row, int64_t lane) {
-  Strip<vectors, masked> strip(row, lane, args.lanes);
+  Strip<1, vectors, masked> strip(row, lane, args.lanes);
   const int32_t* acc = args.acc + row * args.acc_row_stride + lane;
-  for (int i = 0; i < vectors; ++i) strip.z[i] = strip.load(i, acc);
+  strip.each([&](__m512& z, int, int i) BINARIZE_INLINE { z = strip.load(i, acc); });
   strip.multiply(args.scale);
   for (int64_t term = 1; term < args.terms; ++term) {
-    Strip<vectors, masked> product(row, lane, args.lanes);
-    for (int i = 0; i < vectors; ++i) product.z[i] = product.load(i, acc + term * args.acc_term_stride);
+    Strip<1, vectors, masked> product(row, lane, args.lanes);
+    const int32_t* sums = acc + term * args.acc_term_stride;
+    product.each([&](__m512& z, int, int i) BINARIZE_INLINE { z = product.load(i, sums); });
     Operand<float> scale = args.scale;
     if (scale.data) scale.data += term * args.scale_term_stride;
     product.multiply(scale);
-    for (int i = 0; i < vectors; ++i) strip.z[i] = _mm512_add_ps(strip.z[i], product.z[i]);
+    strip.each([&](__m512& z, int, int i) BINARIZE_INLINE { z = _mm512_add_ps(z, product.z[0][i]); });
   }
-  strip.multiply(args.gate);
-  strip.add(args.bias, row);
-  strip.activate(args.slope_pre);
-  if (args.residual.data || args.residual_half) {
-    const int64_t residual_row = (args.residual_first + row) % args.residual_rows;
-    strip.add(args.residual, residual_row);
-    strip.add(Operand<uint16_t>{args.residual_half, args.residual.row_stride, args.residual.lane_stride}, residual_row);
-  }
-  strip.add(args.shift, row);
-  strip.activate(args.slope);
-  strip.add(args.offset, row);
-  if (args.round_to_half)
-    for (int i = 0; i < vectors; ++i) {
-      const __m256i half = _mm512_cvtps_ph(strip.z[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-      if (args.y_half)
-        _mm256_mask_storeu_epi16(args.y_half + row * args.y_row_stride + lane + i * kVectorLanes, strip.valid[i], half);
-      strip.z[i] = _mm512_cvtph_ps(half);
-    }
-  if (args.y) strip.store(args.y + row * args.y_row_stride + lane);
-  if (args.v) strip.store(args.v + row * args.v_row_stride + lane);
+  strip.finish(args);
 }
 
 }  // namespace
