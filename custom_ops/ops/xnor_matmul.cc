@@ -32,6 +32,23 @@ struct MatMulAttributes {
   int64_t words() const { return ceil_div(k, kWordBits); }
 };
 
+// What fill_block does where nothing is masked: the words of 32 columns lie side by side in B, `stride` from one k to
+// the next.  A run-time B is rearranged in every call, so this counts.
+void fill_columns(const XnorWeightsLayout& layout, const XnorWeights& weights, int64_t block, const uint32_t* source,
+                  int64_t stride, int64_t count) {
+  uint32_t* words = weights.words + block * layout.k_words() * kWordBits;
+  int32_t* base = weights.base + block * kWordBits;
+  for (int lane = 0; lane < kWordBits; ++lane)
+    base[lane] = layout.x_low == -1 && lane < count ? static_cast<int32_t>(layout.length) : 0;
+  for (int64_t k = 0; k < layout.k_words(); ++k, source += stride, words += kWordBits) {
+    const uint32_t valid = valid_lanes(layout.length, k);
+    if (count < kWordBits) std::fill_n(words, kWordBits, 0u);
+    for (int64_t lane = 0; lane < count; ++lane) words[lane] = source[lane] & valid;
+    if (layout.x_low == 0)
+      for (int lane = 0; lane < kWordBits; ++lane) base[lane] += __builtin_popcount(words[lane]);
+  }
+}
+
 struct MatMulShapes {
   int64_t planes = kUnknown, bases = kUnknown, columns = kUnknown;
   Shape y, q;  // rank unknown where A's or B's is
@@ -172,7 +189,12 @@ class XnorMatMul {
     } else {
       layout = weights_layout(s, in);
       weights = XnorWeights(layout, call.scratch<uint32_t>(layout.buffer_words()));
-      call.parallel_for(layout.blocks, [&](int64_t block) { fill_weights(s, in, layout, weights, block); });
+      constexpr int64_t kTaskWords = 1 << 15;  // a few microseconds
+      const int64_t tasks = std::min(layout.blocks, layout.blocks * layout.k_words() * kWordBits / kTaskWords + 1);
+      call.parallel_for(tasks, [&](int64_t task) {
+        const Piece mine(layout.blocks, task, tasks);
+        for (int64_t block = mine.begin; block < mine.end; ++block) fill_weights(s, in, layout, weights, block);
+      });
     }
     EpilogueCall epilogue(call, *epilogue_, in, s.y);
     Job job{s, in, layout, weights, combine, epilogue, y, q};
@@ -205,6 +227,13 @@ class XnorMatMul {
     int64_t tile_rows = 0, tile_columns = 0;
   };
 
+  // The part of a list of `count` that falls to piece `piece` of `pieces`.
+  struct Piece {
+    int64_t begin, end;
+    Piece(int64_t count, int64_t piece, int64_t pieces)
+        : begin(count * piece / pieces), end(count * (piece + 1) / pieces) {}
+  };
+
   static int64_t matrices(const Shape& shape) {
     int64_t count = 1;
     for (int i = 0; i < shape.rank - 2; ++i) count *= shape.dim[i];
@@ -228,33 +257,28 @@ class XnorMatMul {
                     const XnorWeights& weights, int64_t block) const {
     const int64_t per_basis = column_blocks(s), per_matrix = per_basis * s.bases;
     const int64_t matrix = block / per_matrix, basis = block % per_matrix / per_basis;
-    const int64_t column = block % per_basis * kWordBits;
+    const int64_t column = block % per_basis * kWordBits, count = std::min<int64_t>(kWordBits, s.columns - column);
     const Shape &b = in[kB].shape, &mask_shape = in[kMask].shape;
+    const uint32_t* words = in[kB].as<uint32_t>() + matrix * b.back(2) * b.back();
+    if (!layout.masked)
+      return fill_columns(layout, weights, block, words + basis * s.columns + column, b.back(), count);
     const BroadcastStrides mask = broadcast_strides(mask_shape, b);
     int64_t mask_offset = 0, rest = matrix;
     for (int i = b.rank - 3; i >= 0; --i) {
       mask_offset += rest % b.dim[i] * mask.stride[i];
       rest /= b.dim[i];
     }
-    const WeightSource source{in[kB].as<uint32_t>() + matrix * b.back(2) * b.back(),
+    const WeightSource source{words,
                               {1, b.back(), 0, 0},
                               in[kMask].as<uint32_t>() + mask_offset,
                               {mask.stride[b.rank - 1], mask.stride[b.rank - 2], 0, 0}};
-    fill_block(layout, weights, block, source, basis * s.columns + column,
-               std::min<int64_t>(kWordBits, s.columns - column));
+    fill_block(layout, weights, block, source, basis * s.columns + column, count);
   }
 
   bool product_suffices(const Job& job) const {
     return product_.product && !job.layout.masked && job.s.planes == 1 && job.s.bases == 1 && job.combine.identity &&
            (!job.q || job.epilogue.encode().matrix.empty());
   }
-
-  // The part of a list of `count` that falls to piece `piece` of `pieces`.
-  struct Piece {
-    int64_t begin, end;
-    Piece(int64_t count, int64_t piece, int64_t pieces)
-        : begin(count * piece / pieces), end(count * (piece + 1) / pieces) {}
-  };
 
   // Splits the columns first, so that threads read different weights, and rows only where there are few columns.
   void run_product(Call& call, const Job& job) const {

@@ -37,7 +37,8 @@ struct Strip {
   // body(z, r, i) for every vector.
   template <class Body>
   BINARIZE_INLINE void each(const Body& body) {
-    unrolled<rows>([&](int r) BINARIZE_INLINE { unrolled<vectors>([&](int i) BINARIZE_INLINE { body(z[r][i], r, i); }); });
+    unrolled<rows>([&](int r)
+                       BINARIZE_INLINE { unrolled<vectors>([&](int i) BINARIZE_INLINE { body(z[r][i], r, i); }); });
   }
   // The same with what an operand has there; operand_row(r) is the operand's row for row r.
   template <class T, class OperandRow, class Step>
@@ -73,28 +74,32 @@ struct Strip {
 
   BINARIZE_INLINE void multiply(const Operand<float>& operand) {
     if (operand.data)
-      each(operand, [&](int r) BINARIZE_INLINE { return row + r; },
-           [](__m512& z, __m512 by) BINARIZE_INLINE { z = _mm512_mul_ps(z, by); });
+      each(
+          operand, [&](int r) BINARIZE_INLINE { return row + r; },
+          [](__m512& z, __m512 by) BINARIZE_INLINE { z = _mm512_mul_ps(z, by); });
   }
   BINARIZE_INLINE void add(const Operand<float>& operand) {
     if (operand.data)
-      each(operand, [&](int r) BINARIZE_INLINE { return row + r; },
-           [](__m512& z, __m512 by) BINARIZE_INLINE { z = _mm512_add_ps(z, by); });
+      each(
+          operand, [&](int r) BINARIZE_INLINE { return row + r; },
+          [](__m512& z, __m512 by) BINARIZE_INLINE { z = _mm512_add_ps(z, by); });
   }
   template <class T>
   BINARIZE_INLINE void add_residual(const EpilogueArgs& args, const T* data) {
     if (data)
-      each(Operand<T>{data, args.residual.row_stride, args.residual.lane_stride},
-           [&](int r) BINARIZE_INLINE { return (args.residual_first + row + r) % args.residual_rows; },
-           [](__m512& z, __m512 by) BINARIZE_INLINE { z = _mm512_add_ps(z, by); });
+      each(
+          Operand<T>{data, args.residual.row_stride, args.residual.lane_stride},
+          [&](int r) BINARIZE_INLINE { return (args.residual_first + row + r) % args.residual_rows; },
+          [](__m512& z, __m512 by) BINARIZE_INLINE { z = _mm512_add_ps(z, by); });
   }
   BINARIZE_INLINE void activate(const Operand<float>& operand) {
     if (operand.data)
-      each(operand, [&](int r) BINARIZE_INLINE { return row + r; },
-           [](__m512& z, __m512 slope) BINARIZE_INLINE {
-             const __mmask16 not_positive = _mm512_cmp_ps_mask(z, _mm512_setzero_ps(), _CMP_NGT_UQ);
-             z = _mm512_mask_mul_ps(z, not_positive, z, slope);
-           });
+      each(
+          operand, [&](int r) BINARIZE_INLINE { return row + r; },
+          [](__m512& z, __m512 slope) BINARIZE_INLINE {
+            const __mmask16 not_positive = _mm512_cmp_ps_mask(z, _mm512_setzero_ps(), _CMP_NGT_UQ);
+            z = _mm512_mask_mul_ps(z, not_positive, z, slope);
+          });
   }
   BINARIZE_INLINE void round_to_half(uint16_t* y, int64_t row_stride) {
     each([&](__m512& z, int r, int i) BINARIZE_INLINE {

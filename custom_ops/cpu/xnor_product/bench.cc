@@ -18,7 +18,8 @@ int main() {
     const int64_t k_words = shape.k / kWordBits;
     const std::vector<uint32_t> x = random.words(shape.rows * k_words);
     const Aligned<uint32_t> w(random.words(k_words * shape.columns));
-    const Aligned<int32_t> base(std::vector<int32_t>(static_cast<size_t>(shape.columns), static_cast<int32_t>(shape.k)));
+    const Aligned<int32_t> base(
+        std::vector<int32_t>(static_cast<size_t>(shape.columns), static_cast<int32_t>(shape.k)));
     const Aligned<float> y(std::vector<float>(static_cast<size_t>(shape.rows * shape.columns)));
     for_each_runnable(kXnorProductKernels, [&](const XnorProductKernel& kernel, const std::string& name) {
       if (!kernel.product) return;

@@ -26,9 +26,8 @@ BINARIZE_INLINE inline void store_bits(const PackBitsArgs& bits, const Strip<row
         return reached ^ _mm_test_epi8_mask(bytes, bytes);
       };
       uint32_t* q = bits.q + row * bits.q_row_stride + plane * bits.q_plane_stride + strip.lane / kWordBits;
-      unrolled<vectors / 2>([&](int word) BINARIZE_INLINE {
-        q[word] = reached(2 * word) | reached(2 * word + 1) << kVectorLanes;
-      });
+      unrolled<vectors / 2>(
+          [&](int word) BINARIZE_INLINE { q[word] = reached(2 * word) | reached(2 * word + 1) << kVectorLanes; });
     });
 }
 
@@ -89,10 +88,10 @@ void all_columns(const XnorProductArgs& args) {
 
 }  // namespace
 
-// Few rows read the weights at the speed of the cache that holds them, which is best in one stream: a block at a time, 1
-// and 2 rows of 4096 x 4096 take 22.2 and 28.2 us, two blocks at a time 23.7 and 29.2 us (2 MB of weights cannot come in
-// less than 21.0 us from a Zen 4's third level).  More rows share what they read: 12 rows take 168 us in tiles of 4 x 64
-// and 186 us in tiles of 1 x 32.
+// Few rows read the weights at the speed of the cache that holds them, which is best in one stream: a block at a time,
+// 1 and 2 rows of 4096 x 4096 take 22.2 and 28.2 us, two blocks at a time 23.7 and 29.2 us (2 MB of weights cannot come
+// in less than 21.0 us from a Zen 4's third level).  More rows share what they read: 12 rows take 168 us in tiles of 4
+// x 64 and 186 us in tiles of 1 x 32.
 void xnor_product_avx512vpopcntdq(const XnorProductArgs& args) {
   switch (args.epilogue.rows) {
     case 1:
