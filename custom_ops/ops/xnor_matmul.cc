@@ -284,16 +284,17 @@ class XnorMatMul {
   void run_product(Call& call, const Job& job) const {
     constexpr int64_t kPieceColumns = 2 * kWordBits, kPieceRows = 4;  // what the kernel does at a time
     constexpr double kTaskProducts = 2e6;                             // about 2 us
-    constexpr double kTasks = 64;
+    constexpr int64_t kTasks = 64;
     const double products = static_cast<double>(job.batches) * static_cast<double>(job.rows) *
                             static_cast<double>(job.s.columns) * static_cast<double>(attributes_.k);
-    const int64_t wanted = static_cast<int64_t>(std::min(products / kTaskProducts, kTasks)) + 1;
+    int64_t wanted = 1;  // a power of two: two threads, or four, get equal shares
+    while (wanted < kTasks && static_cast<double>(wanted) * kTaskProducts < products) wanted *= 2;
     const int64_t of_matrix = ceil_div(wanted, job.batches);
     const int64_t column_pieces = ceil_div(job.s.columns, kPieceColumns), row_pieces = ceil_div(job.rows, kPieceRows);
     const int64_t column_splits = std::min(column_pieces, of_matrix);
-    const int64_t row_splits = std::min(row_pieces, ceil_div(of_matrix, column_splits));
+    const int64_t row_splits = std::min(row_pieces, of_matrix / column_splits);
     const int64_t parts = checked_product(job.batches, column_splits * row_splits, "the tiles");
-    const int64_t tasks = std::min(parts, wanted);
+    const int64_t tasks = parts < 2 * wanted ? parts : wanted;
     call.parallel_for(tasks, [&](int64_t task) {
       const Piece mine(parts, task, tasks);
       for (int64_t part = mine.begin; part < mine.end; ++part) {
