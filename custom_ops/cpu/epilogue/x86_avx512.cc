@@ -27,7 +27,9 @@ void epilogue_avx512(const EpilogueArgs& args) {
   constexpr int64_t kLong = 7 * kVectorLanes, kShort = 4 * kVectorLanes;
   for (int64_t row = 0; row < args.rows; ++row) {
     int64_t lane = 0;
-    for (; lane + kLong <= args.lanes; lane += kLong) run_strip<7, false>(args, row, lane);
+    // Seven vectors at a time, as far as that leaves whole strips of four: 112 pixels are 7, 128 columns 4 and 4.
+    for (; lane + kLong <= args.lanes && (args.lanes - lane) % kShort != 0; lane += kLong)
+      run_strip<7, false>(args, row, lane);
     for (; lane + kShort <= args.lanes; lane += kShort) run_strip<4, false>(args, row, lane);
     for (; lane < args.lanes; lane += kShort) run_strip<4, true>(args, row, lane);
   }
