@@ -1,4 +1,5 @@
 // PackSign(X, threshold, encode, flip; axis) -> P: the bits of X >= threshold, packed along one axis.
+#include <algorithm>
 #include <optional>
 
 #include "cpu/pack_bits/pack_bits.h"
@@ -86,6 +87,9 @@ class PackSign {
     int64_t n, outer, inner, planes;
   };
 
+  // What a task packs at least: less would cost more to hand out than to pack.
+  static constexpr int64_t kTaskValues = 1 << 15;
+
   static void set_values(PackBitsArgs& args, const Tensor& x, int64_t at) {
     args.v = x.type == ORT_FLOAT ? x.as<float>() + at : nullptr;
     args.v_half = x.type == ORT_FLOAT16 ? x.as<uint16_t>() + at : nullptr;
@@ -96,16 +100,20 @@ class PackSign {
     const Thresholds thresholds =
         view_thresholds(call, in[kThreshold], encode, in[kFlip], in[kX].shape, axis, {axis, axis + 1});
     const int64_t words = ceil_div(job.n, kWordBits);
-    call.parallel_for(job.outer * words, [&](int64_t item) {
-      const int64_t outer = item / words, word = item % words, row = word * kWordBits;
-      PackBitsArgs args{};
-      set_values(args, job.x, (outer * job.n + row) * job.inner);
-      args.v_row_stride = args.lanes = job.inner;
-      args.rows = job.n - row < kWordBits ? job.n - row : kWordBits;
-      thresholds.fill(args, outer, row, 0);
-      args.q = job.q + (outer * job.planes * words + word) * job.inner;
-      args.q_plane_stride = words * job.inner;
-      pack_.across(args);
+    const int64_t items = job.outer * words;
+    const int64_t tasks = std::min(items, ceil_div(items * kWordBits * job.inner, kTaskValues));
+    call.parallel_for(tasks, [&](int64_t task) {
+      for (int64_t item = items * task / tasks; item < items * (task + 1) / tasks; ++item) {
+        const int64_t outer = item / words, word = item % words, row = word * kWordBits;
+        PackBitsArgs args{};
+        set_values(args, job.x, (outer * job.n + row) * job.inner);
+        args.v_row_stride = args.lanes = job.inner;
+        args.rows = job.n - row < kWordBits ? job.n - row : kWordBits;
+        thresholds.fill(args, outer, row, 0);
+        args.q = job.q + (outer * job.planes * words + word) * job.inner;
+        args.q_plane_stride = words * job.inner;
+        pack_.across(args);
+      }
     });
   }
 
@@ -125,8 +133,7 @@ class PackSign {
     const int64_t n = v.dim[axis], rows = v.dim[axis - 1], groups = rows ? job.outer * job.n / n / rows : 0;
     const Thresholds thresholds = view_thresholds(call, threshold, encode, flip, v, axis, {axis - 1, axis});
     const int64_t words = ceil_div(n, kWordBits);
-    // A run of rows a task, or a piece of a long one: short rows would cost more to hand out than to pack.
-    constexpr int64_t kTaskValues = 1 << 15;
+    // A run of rows a task, or a piece of a long one.
     const int64_t run = n >= kTaskValues ? 1 : ceil_div(kTaskValues, n), runs = ceil_div(rows, run);
     const int64_t pieces = ceil_div(n, kTaskValues);
     call.parallel_for(groups * runs * pieces, [&](int64_t item) {

@@ -283,16 +283,16 @@ class XnorMatMul {
   // Splits the columns first, so that threads read different weights, and rows only where there are few columns.
   void run_product(Call& call, const Job& job) const {
     constexpr int64_t kPieceColumns = 2 * kWordBits, kPieceRows = 4;  // what the kernel does at a time
-    constexpr double kTaskProducts = 2e6;                             // about 2 us
-    constexpr int64_t kTasks = 64;
+    constexpr double kTaskProducts = 4e6;                             // about 4 us
+    constexpr int64_t kTasks = 32;
     const double products = static_cast<double>(job.batches) * static_cast<double>(job.rows) *
                             static_cast<double>(job.s.columns) * static_cast<double>(attributes_.k);
     int64_t wanted = 1;  // a power of two: two threads, or four, get equal shares
     while (wanted < kTasks && static_cast<double>(wanted) * kTaskProducts < products) wanted *= 2;
     const int64_t of_matrix = ceil_div(wanted, job.batches);
     const int64_t column_pieces = ceil_div(job.s.columns, kPieceColumns), row_pieces = ceil_div(job.rows, kPieceRows);
-    const int64_t column_splits = std::min(column_pieces, of_matrix);
-    const int64_t row_splits = std::min(row_pieces, of_matrix / column_splits);
+    const int64_t column_splits = column_pieces < 2 * of_matrix ? column_pieces : of_matrix;
+    const int64_t row_splits = std::min(row_pieces, std::max<int64_t>(of_matrix / column_splits, 1));
     const int64_t parts = checked_product(job.batches, column_splits * row_splits, "the tiles");
     const int64_t tasks = parts < 2 * wanted ? parts : wanted;
     call.parallel_for(tasks, [&](int64_t task) {
