@@ -870,6 +870,7 @@ def large_cases() -> list[Case]:
         matmul("gemv 1x4096x512", (1, 4096), (4096, 512), use="scale bias threshold"),
         matmul("many rows, few columns", (603, 300), (300, 40), use="scale bias threshold"),
         matmul("a batch of matrices", (12, 41, 70), (12, 70, 100), use="scale threshold", runtime="B"),
+        matmul("two matrices in pieces", (2, 64, 1024), (2, 1024, 200), use="scale", runtime="B"),
         matmul("a batch, x_low 0", (3, 4, 41, 100), (3, 1, 100, 70), x_low=0, use="scale", runtime="B"),
         pack_sign("56x56", (2, 64, 56, 56), 1, (1, 64, 1, 1), flip=(1, 64, 1, 1), special=True),
         pack_sign("57x3, 100 channels", (1, 100, 57, 3), 1, (1, 100, 1, 1), special=True),
