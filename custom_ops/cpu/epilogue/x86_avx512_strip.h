@@ -43,6 +43,13 @@ struct Strip {
   // The same with what an operand has there; operand_row(r) is the operand's row for row r.
   template <class T, class OperandRow, class Step>
   BINARIZE_INLINE void each(const Operand<T>& operand, const OperandRow& operand_row, const Step& step) {
+    if (rows > 1 && operand.row_stride == 0 && operand.lane_stride != 0) {  // the same in every row: loaded once
+      unrolled<vectors>([&](int i) BINARIZE_INLINE {
+        const __m512 value = load(i, operand.data + lane);
+        unrolled<rows>([&](int r) BINARIZE_INLINE { step(z[r][i], value); });
+      });
+      return;
+    }
     unrolled<rows>([&](int r) BINARIZE_INLINE {
       const T* data = operand.data + operand_row(r) * operand.row_stride;
       if (operand.lane_stride == 0) {
