@@ -877,6 +877,7 @@ def large_cases() -> list[Case]:
         pack_sign("28x28, float16", (1, 65, 28, 28), 1, (1, 65, 1, 1), special=True, dtype=np.float16),
         pack_sign("rows of 1000", (37, 1000), 1, (1, 1), special=True),
         pack_sign("rows of whole words", (2, 3, 9, 1024), 3, (1, 1, 1, 1), flip=(1,), special=True),
+        pack_sign("one threshold, a flip a lane", (6, 64), 1, (1, 1), flip=(1, 64)),
         pack_sign("rows of 70001", (2, 70001), 1, (1, 70001), flip=(1, 70001), special=True),
         unpack("28x28", (2, 100, 28, 28), 1),
         pool("56x56", (1, 64, 56, 56), (3, 3), strides=(2, 2), pads=PAD1),
