@@ -66,12 +66,12 @@ BINARIZE_INLINE inline void tile(const XnorProductArgs& args, int64_t row, int64
   if (args.bits.q) store_bits(args.bits, strip);
 }
 
-// Tiles of `rows` rows, then one row at a time.
+// From `row` on: tiles of `rows` rows, then one row at a time.
 template <int rows, int vectors, bool masked>
-void all_rows(const XnorProductArgs& args, int64_t lane) {
-  int64_t row = 0;
+void all_rows(const XnorProductArgs& args, int64_t lane, int64_t row = 0) {
   for (; row + rows <= args.epilogue.rows; row += rows) tile<rows, vectors, masked>(args, row, lane);
-  for (; row < args.epilogue.rows; ++row) tile<1, vectors, masked>(args, row, lane);
+  if constexpr (rows > 1)
+    if (row < args.epilogue.rows) all_rows<1, vectors, masked>(args, lane, row);
 }
 
 template <int rows, int vectors>
@@ -80,10 +80,9 @@ void all_columns(const XnorProductArgs& args) {
   const int64_t lanes = args.epilogue.lanes;
   int64_t lane = 0;
   for (; lane + kLanes <= lanes; lane += kLanes) all_rows<rows, vectors, false>(args, lane);
-  if (lane + kWordBits < lanes)
-    all_rows<rows, vectors, true>(args, lane);
-  else if (lane < lanes)
-    all_rows<1, 2, true>(args, lane);
+  if constexpr (kLanes > kWordBits)
+    if (lane + kWordBits < lanes) return all_rows<rows, vectors, true>(args, lane);
+  if (lane < lanes) all_rows<1, 2, true>(args, lane);
 }
 
 }  // namespace
