@@ -9,7 +9,11 @@
 namespace binarize {
 namespace {
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define BINARIZE_INLINE  // with every check inlined too, a file takes minutes to compile
+#else
 #define BINARIZE_INLINE __attribute__((always_inline))
+#endif
 
 constexpr int64_t kVectorLanes = 16;
 
