@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from binarize_onnx.errors import BinarizeError, ModelError, UsageError, one_line
+from binarize_onnx.gain import REFERENCE, TARGETS
 from binarize_onnx.report import printable
 
 if TYPE_CHECKING:  # the packages behind these take longer to import than --help may take
@@ -205,6 +206,20 @@ def choosing(command: Command) -> Command:
             show_default=True,
             help="moderate: also take weights for binary whose magnitudes are up to 0.5 % apart, and take off "
             "straight-through residues of any size; the report notes each.",
+        ),
+        click.option(
+            "--target",
+            type=click.Choice(TARGETS),
+            default=REFERENCE,
+            show_default=True,
+            help="The instruction set for which gains are estimated, whatever this machine has.",
+        ),
+        click.option(
+            "--slow-layers",
+            type=click.Choice(["keep", "convert"]),
+            default="keep",
+            show_default=True,
+            help="Binary layers that bits are estimated to make clearly slower: keep them float, or convert them too.",
         ),
         click.option(
             "--sign-zero",

@@ -1,0 +1,183 @@
+"""What each layer of a network gains from bits, in its place, and which layers are better left float.
+
+Sizes are read from the source, before any pass; how a layer runs, from the graph that the passes leave: a layer in a
+chain of bits pays neither for packing nor for floats that nobody reads, and one that leads a chain packs for the layers
+that share its bits. So whether a layer pays is judged by its marginal cost, and a chain is not broken for little.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import ceil, prod
+
+import onnx_graphsurgeon as gs
+
+from binarize_onnx import cost, opset
+from binarize_onnx.gain import KERNELS, Estimate, Placing, Sizes, Target, estimate, is_slow, real_layer
+from binarize_onnx.passes.base import Context, constant_value, producer
+from binarize_onnx.passes.fuse_epilogue import SLOTS
+from binarize_onnx.report import Layer
+
+MOST_ROUNDS = 4
+# What stands between layers on bits: it moves words, or takes the largest bit of a window.
+CARRIERS = ("Concat", "Gather", "PackedMaxPool", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+
+
+def sizes(node: gs.Node, known: cost.KnownShapes) -> Sizes | None:
+    """The sizes of a layer of the source; None if one of them, other than the number of samples, is open.
+
+    Args:
+        node: a Conv, ConvTranspose, Gemm or MatMul; of other operators nothing is known.
+        known: shapes by tensor name.
+    """
+    if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        return None
+    macs, shapes = cost.macs(node, known), [_shape(t, known) for t in (*node.inputs[:2], node.outputs[0])]
+    if not macs or any(shape is None or len(shape) < 2 for shape in shapes):
+        return None
+    x, w, y = (shape for shape in shapes if shape is not None)
+    open_batch = y[0] is None
+    reads, writes = (_per_sample(shape) for shape in (x, y))
+    if not reads or not writes or None in w[1:]:
+        return None
+    if node.op in ("Gemm", "MatMul"):
+        columns = y[-1]
+        second = 0 if isinstance(node.inputs[1], gs.Constant) else _per_sample(w) or 0
+        assert columns is not None
+        rows, length = writes // columns, macs // writes
+        return Sizes("MatMul", rows, 1, length, 1, columns, macs, reads, writes, second, open_batch=open_batch)
+    kernel = [d for d in w[2:] if d is not None]
+    groups = int(node.attrs.get("group", 1))
+    if w[0] is None or w[1] is None or groups < 1 or w[0] % groups or not kernel:
+        return None
+    if node.op == "Conv":
+        filters = w[0] // groups
+        return Sizes(
+            "Conv", writes // w[0], groups, w[1], prod(kernel), filters, macs, reads, writes, open_batch=open_batch
+        )
+    strides = [int(s) for s in node.attrs.get("strides", [1] * len(kernel))]
+    if min(strides) < 1 or len(strides) != len(kernel):
+        return None
+    phases, taps = prod(strides), prod(ceil(k / s) for k, s in zip(kernel, strides, strict=True))
+    return Sizes(
+        "ConvTranspose",
+        reads // w[0],
+        groups,
+        w[0] // groups,
+        taps,
+        w[1] * phases,
+        macs,
+        reads,
+        writes,
+        apart=phases > 1,
+        open_batch=open_batch,
+    )
+
+
+def all_sizes(context: Context) -> dict[str, Sizes]:
+    """The sizes of the layers of a source, by name, where they are known."""
+    found = {node.name: sizes(node, context.known) for node in context.graph.nodes if not node.domain}
+    return {name: known for name, known in found.items() if known is not None}
+
+
+class Judge:
+    """Estimates the layers of one graph, and keeps those float that bits would make slower.
+
+    Attributes:
+        slow: the layers to leave float, by name, each with a sentence.
+        estimates: what binary layers take where they are, or were when they were found slow.
+    """
+
+    def __init__(self, target: Target, *, lenient: bool) -> None:
+        self.slow: dict[str, str] = {}
+        self.estimates: dict[str, Estimate] = {}
+        self._target, self._rounds = target, 0 if lenient else MOST_ROUNDS
+
+    def finds_slow(self, context: Context, sizes_of: Mapping[str, Sizes]) -> bool:
+        """Estimate the layers of a packed graph; True if some are to be left float, and the others looked at again.
+
+        Without them their neighbours may lose more, for they pack now. That is looked at so often and no more.
+        """
+        kernels = KERNELS[self._target]
+        placings = {name: each for name, each in _placings(context).items() if name in sizes_of}
+        self.estimates |= {name: estimate(sizes_of[name], each, kernels) for name, each in placings.items()}
+        if not self._rounds:
+            return False
+        self._rounds -= 1
+        slow = [name for name, each in placings.items() if is_slow(sizes_of[name], each, kernels)]
+        self.slow |= {name: self._sentence(self.estimates[name]) for name in slow}
+        return bool(slow)
+
+    def note(self, layer: Layer, sizes_of: Mapping[str, Sizes]) -> None:
+        """Put into a layer's report what it takes, as float and on bits."""
+        found = self.estimates.get(layer.name)
+        if found is not None and (layer.status == "binary" or layer.name in self.slow):
+            layer.float_us, layer.binary_us = (round(t / found.layers / 1e3, 1) for t in (found.real, found.binary))
+            layer.gain = float(f"{found.gain:.3g}")
+        elif layer.status == "float" and layer.name in sizes_of:
+            layer.float_us = round(real_layer(sizes_of[layer.name]) / 1e3, 1)
+
+    def _sentence(self, found: Estimate) -> str:
+        ours, real = (shown_time(t / found.layers) for t in (found.binary, found.real))
+        words = f"on bits it takes {ours} and in float32, with its sign, {real} (estimated for {self._target})"
+        return f"binary, but {words}; --slow-layers convert lowers it all the same"
+
+
+def shown_time(nanoseconds: float) -> str:
+    """Three digits: `12.3 µs`, `4.56 ms`."""
+    us = nanoseconds / 1e3
+    return f"{us:.3g} µs" if us < 999.5 else f"{us / 1e3:.3g} ms"
+
+
+def _placings(context: Context) -> dict[str, Placing]:
+    """How the compiled graph runs each binary layer of the source."""
+    layers = [node for node in context.graph.nodes if node.domain == opset.DOMAIN and node.op in opset.LAYERS]
+    makers = {node.name: list(_makers(node)) for node in layers if node.name in context.binary}
+    readers = Counter(id(maker) for found in makers.values() for maker in found)
+    placings = {n.name: _placing(n, makers[n.name], readers) for n in layers if n.name in makers}
+    stacked = {layer: host for layer, host in context.journal.stacked.items() if host in placings}
+    for host, others in Counter(stacked.values()).items():
+        placings[host] = replace(placings[host], layers=1 + others)
+    return placings | {layer: placings[host] for layer, host in stacked.items()}
+
+
+def _placing(node: gs.Node, makers: list[gs.Node], readers: Mapping[int, int]) -> Placing:
+    packs = [maker for maker in makers if maker.op == "PackSign"]
+    share = [1 / readers[id(maker)] for maker in makers]
+    packed = [1 / readers[id(maker)] for maker in packs]
+    encode = constant_value(packs[0].inputs[2]) if packs else None
+    combine, scale = (constant_value(node.inputs[SLOTS[slot]]) for slot in ("combine", "scale"))
+    kinds, planes = (1, 1) if combine is None else combine.shape
+    return Placing(
+        signs=kinds * sum(share) / max(len(makers), 1),
+        packed=sum(packed) / max(len(makers), 1),
+        to_bits=node.outputs[0].is_empty(),
+        thresholds=1 if encode is None else int(encode.shape[1]),
+        bits=int(planes // kinds),
+        terms=1 if scale is None else int(scale.shape[0]),
+    )
+
+
+def _makers(layer: gs.Node) -> Iterator[gs.Node]:
+    """The nodes that make the bits that a layer reads: PackSigns, and layers that write bits."""
+    waiting, seen = [t for t in layer.inputs[:2] if not isinstance(t, gs.Constant)], set()
+    while waiting:
+        node = producer(waiting.pop())
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if node.op in CARRIERS:
+            waiting += node.inputs[:1] if node.op != "Concat" else node.inputs
+        else:
+            yield node
+
+
+def _shape(tensor: gs.Tensor, known: cost.KnownShapes) -> tuple[int | None, ...] | None:
+    return tuple(tensor.shape) if isinstance(tensor, gs.Constant) else known.get(tensor.name)
+
+
+def _per_sample(shape: tuple[int | None, ...]) -> int | None:
+    """Elements, an open first dimension counted as 1; None if another is open."""
+    return None if None in shape[1:] else prod(d for d in shape if d is not None)
