@@ -223,6 +223,7 @@ def _compile(source: io.Source, config: Config, data: CalibrationData | None = N
             "binarize_onnx.options": config.to_json(),
             "binarize_onnx.ops": str(opset.VERSION),
             **stacked.to_metadata(context.journal.stacked),
+            **slow_layers.to_metadata([*found.layers, *never]),
         }
         model = io.export_graph(context.graph, prepared, metadata)
         size = io.byte_size(model)
@@ -256,15 +257,15 @@ def _compile_graph(
     inferred = shapes.infer(prepared)
     inside = subgraphs.compile_bodies(prepared, inferred, compile_body, any_residue=_tolerance(config).any_residue)
     judge = Judge(config.target, lenient=config.slow_layers == "convert")
-    while True:  # the layers that bits make slower are known from the packed graph; without them it is another one
-        recognised = _recognise(prepared, source, inferred, config, judge)
-        if recognised.context.binary:
-            lower(recognised.context)
-        if not judge.finds_slow(recognised.context, recognised.sizes):
-            break
-        del recognised  # one graph at a time: they are large
-    if config.emit == "ideal":
-        recognised = _recognise(prepared, source, inferred, config, judge)
+    recognised = _recognise(prepared, source, inferred, config, judge)
+    if config.emit == "compiled" or config.slow_layers == "keep":
+        while _lower(
+            recognised, judge
+        ):  # what bits make slower is seen in the packed graph; without it, that is another
+            del recognised  # one graph at a time: they are large
+            recognised = _recognise(prepared, source, inferred, config, judge)
+        if config.emit == "ideal":
+            recognised = _recognise(prepared, source, inferred, config, judge)
     context = recognised.context
     signs = _counted(recognised.sites, counted_on or prepared, data)
     for layer in recognised.layers:
@@ -336,6 +337,13 @@ def _recognise(
         if config.sign_zero == "plus" or not unproved:
             return _Recognised(context, layers, sizes, sites, taken)
         kept |= unproved
+
+
+def _lower(recognised: _Recognised, judge: Judge) -> bool:
+    """Ideal graph to packed graph; True if some of its layers are slower so."""
+    if recognised.context.binary:
+        lower(recognised.context)
+    return judge.finds_slow(recognised.context, recognised.sizes)
 
 
 def _tolerance(config: Config) -> Tolerance:

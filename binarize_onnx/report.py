@@ -183,7 +183,7 @@ class Report:
         unknown = sum(x.float_us is None for x in self.layers)
         without = f", without {unknown} of unknown size" if unknown else ""
         return [
-            ("gain", f"{self.summary.gain:.3g}x  (all layers together, estimated for {self.summary.target}{without})")
+            ("gain", f"{self.summary.gain:.2f}x  (all layers together, estimated for {self.summary.target}{without})")
         ]
 
     def _zeros(self) -> str:
@@ -217,7 +217,9 @@ def _shown_gain(layer: Layer) -> str:
     """`11.8x`, `0.6x (slower)`; `?` for a binary layer of unknown sizes."""
     if layer.gain is None:
         return "?" if layer.status == "binary" else ""
-    return f"{layer.gain:.3g}x" + (" (slower)" if layer.gain < 1 else "")
+    if layer.gain < 1:
+        return f"{min(layer.gain, 0.99):.2g}x (slower)"
+    return f"{layer.gain:.1f}x" if layer.gain < 100 else f"{layer.gain:.0f}x"
 
 
 def _number(n: int | None) -> str:

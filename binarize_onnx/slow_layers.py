@@ -7,10 +7,13 @@ that share its bits. So whether a layer pays is judged by its marginal cost, and
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from math import ceil, prod
+from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
@@ -18,7 +21,13 @@ from binarize_onnx import cost, opset
 from binarize_onnx.gain import KERNELS, Estimate, Placing, Sizes, Target, estimate, is_slow, real_layer
 from binarize_onnx.passes.base import Context, constant_value, producer
 from binarize_onnx.passes.fuse_epilogue import SLOTS
+from binarize_onnx.reasons import Code
 from binarize_onnx.report import Layer
+
+if TYPE_CHECKING:
+    from binarize_onnx.pipeline import Config
+
+KEY = "binarize_onnx.slow"
 
 MOST_ROUNDS = 4
 # What stands between layers on bits: it moves words, or takes the largest bit of a window.
@@ -74,6 +83,29 @@ def sizes(node: gs.Node, known: cost.KnownShapes) -> Sizes | None:
         apart=phases > 1,
         open_batch=open_batch,
     )
+
+
+def to_metadata(layers: Iterable[Layer]) -> dict[str, str]:
+    """The entry for layers that stay float because bits are slower; none if there are no such layers."""
+    names = sorted(layer.name for layer in layers if layer.code is Code.SLOWER_ON_BITS)
+    return {KEY: json.dumps(names)} if names else {}
+
+
+def settled(config: Config, text: str) -> Config:
+    """The options of a conversion with its verdicts as they were, whatever this version's estimates say.
+
+    Args:
+        config: the options that a file records.
+        text: its entry of name `KEY`, or `[]`.
+
+    Raises:
+        ValueError: the entry is no list of names.
+    """
+    names = json.loads(text)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"`{KEY}` is no list of names")
+    excluded = (*config.nodes_to_exclude, *map(re.escape, names))
+    return replace(config, slow_layers="convert", nodes_to_exclude=excluded)
 
 
 def all_sizes(context: Context) -> dict[str, Sizes]:
