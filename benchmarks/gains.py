@@ -2,7 +2,7 @@
 
     taskset -c 1 python benchmarks/gains.py                     # every instruction set of this machine: 2 minutes
     python benchmarks/gains.py --save times.json                # and keep what was measured
-    python benchmarks/gains.py --load times.json --write        # fit again, and put the constants into gain.py
+    python benchmarks/gains.py --load times.json --write        # fit again, write gain.py and docs/gain.md
 
 Each layer is timed as onnxruntime's float32 layer, as the sign in front of it (Sign, or GreaterOrEqual and Where:
 whichever is faster), and in the parts that `convert` makes of it: what packs its input, what computes floats from bits,
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -63,6 +62,7 @@ MEANINGS = {
     "to_bits": "32 channels of a row written as bits",
     "placed": "an element of a transposed convolution put in its place",
 }
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "gain.md"
 PARTS = {"to floats": False, "to bits": True}
 LAYER = "layer"  # the name of the node that is measured
 SIGNS = {
@@ -426,9 +426,10 @@ def gains(measured: Sequence[Mapping[str, float]], kernels: Counts, real: Counts
     return found[0], found[1]
 
 
-def quantiles(errors: Array) -> str:
-    """Quantiles in a line of the table."""
-    return "".join(f"{q:>7.2f}" for q in np.quantile(errors, QUANTILES))
+def errors_of(name: str, errors: Array) -> str:
+    """A line of the table of errors: quantiles of estimate / measured, and the factor within which nine of ten are."""
+    within = np.exp(np.quantile(np.abs(np.log(errors)), 0.9))
+    return f"{name:<28}" + "".join(f"{q:>7.2f}" for q in np.quantile(errors, QUANTILES)) + f"{within:>7.2f}"
 
 
 def literal(real: Counts, kernels: Mapping[str, Counts]) -> str:
@@ -446,7 +447,7 @@ def literal(real: Counts, kernels: Mapping[str, Counts]) -> str:
 @click.command(help=__doc__)
 @click.option("--save", type=click.Path(path_type=Path), help="Write what was measured to a file.")
 @click.option("--load", type=click.Path(path_type=Path), help="Read what was measured from a file.")
-@click.option("--write", is_flag=True, help="Put the constants into gain.py.")
+@click.option("--write", is_flag=True, help="Put constants and table into gain.py and docs.")
 @click.option("--only-measure", is_flag=True, help="Print what this process measures, as JSON.")
 def main(save: Path | None, load: Path | None, write: bool, only_measure: bool) -> None:
     """Measure, fit, and say how good the fit is."""
@@ -458,29 +459,32 @@ def main(save: Path | None, load: Path | None, write: bool, only_measure: bool) 
     if save:
         save.write_text(json.dumps(measured))
     floats = of_float(measured)
-    real = floats.fit()
-    click.echo(f"{'estimate / measured':<34}" + "".join(f"{q:>7.0%}" for q in QUANTILES))
-    click.echo(f"{'float32':<34}{quantiles(floats.errors(real))}")
-    kernels = {}
+    real, kernels = floats.fit(), dict[str, Counts]()
+    table = ["estimate / measured, quantile " + "".join(f"{q:>7.0%}" for q in QUANTILES)[2:] + "    90%"]
+    table.append(errors_of("float32", floats.errors(real)))
     for isa, times in measured.items():
         ours = of_kernels(times)
         kernels[isa] = ours.fit()
-        click.echo(f"{isa:<34}{quantiles(ours.errors(kernels[isa]))}")
         there, estimated = gains(times, kernels[isa], real)
-        click.echo(f"{'  gains':<34}{quantiles(estimated / there)}")
-        right = (there > 1) == (estimated > 1)
-        close = np.abs(np.log(there)) < np.log(gain.ERROR)
-        click.echo(
-            f"  slower or faster: right for {np.mean(right):.1%}; but for gains near 1, {np.mean(right[~close]):.1%}"
+        right, clear = (there > 1) == (estimated > 1), np.abs(np.log(there)) > np.log(gain.ERROR)
+        table.append(errors_of(isa, ours.errors(kernels[isa])))
+        table.append(errors_of("  gains", estimated / there))
+        table.append(
+            f"  faster or slower: right for {right.mean():.1%}; not within {gain.ERROR} of 1, {right[clear].mean():.1%}"
         )
-    printed = literal(real, kernels)
-    click.echo(f"\n{printed}", nl=False)
+    constants = literal(real, kernels)
+    click.echo("\n".join([*table, "", constants]), nl=False)
     if write:
         if tuple(kernels) != gain.TARGETS:
             raise click.UsageError(f"gain.py has constants of {', '.join(gain.TARGETS)}: this machine has fewer.")
-        page = Path(gain.__file__)
-        before, after = (re.escape(mark) for mark in ("# measured by benchmarks/gains.py\n", "# until here\n"))
-        page.write_text(re.sub(f"(?<={before}).*(?={after})", lambda _: printed, page.read_text(), flags=re.DOTALL))
+        replace(Path(gain.__file__), "# measured by benchmarks/gains.py\n", constants, "# until here\n")
+        replace(PAGE, "benchmarks/gains.py`:\n\n```\n", "\n".join([*table, ""]), "```\n")
+
+
+def replace(page: Path, before: str, text: str, after: str) -> None:
+    """Put text between two marks."""
+    head, mark, rest = page.read_text().partition(before)
+    page.write_text(head + mark + text + rest[rest.index(after) :])
 
 
 if __name__ == "__main__":

@@ -285,8 +285,8 @@ def inspect(
     """Say what convert would do with every layer of IN, and why.
 
     Each convolution and matrix product is listed as binary or float with the reason and its code, its
-    multiply-accumulates, and the totals before and after. Nothing is converted; a model without binary layers is no
-    error here.
+    multiply-accumulates, an estimate of how many times faster bits are, and the totals before and after. Nothing is
+    converted; a model without binary layers is no error here.
 
     An ONNX Sign gives 0 for 0, which a bit cannot. Of every sign the report says whether that is proved never to
     happen, counted on --calibration-data, or assumed to be taken as +1.
@@ -361,9 +361,10 @@ def convert(
 ) -> None:
     """Convert the layers of IN that are binary already, exactly, and write OUT.
 
-    A layer is binary if its input comes from a sign and its weights have one magnitude in each output channel. It
-    then runs on bits, together with the scales, normalizations and activations around it. Everything else stays as it
-    is. A float network has no such layers: it must be trained with binary weights and activations first (exit 4).
+    A layer is binary if its input comes from a sign and its weights have one magnitude in each output channel. It then
+    runs on bits, together with the scales, normalizations and activations around it. Everything else stays as it is,
+    and so does a binary layer that bits would make clearly slower (--slow-layers). A float network has no such layers:
+    it must be trained with binary weights and activations first (exit 4).
 
     OUT appears whole or not at all, and is the same, byte for byte, for the same IN, options and version.
 

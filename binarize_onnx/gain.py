@@ -35,7 +35,7 @@ LARGE_BATCH = 64  # samples; where their number is open, bits must be slower for
 
 Counts = Mapping[str, float]
 
-# Nanoseconds of one thread.
+# Nanoseconds.
 # measured by benchmarks/gains.py
 FLOAT: Counts = {
     "conv": 1310,  # a float convolution
@@ -169,10 +169,9 @@ def estimate(sizes: Sizes, placing: Placing, kernels: Counts, real: Counts = FLO
         real: constants of onnxruntime's.
     """
     back = nanoseconds(pack_counts(sizes.writes), kernels) if placing.to_bits else 0.0
-    floats = placing.layers * nanoseconds(layer_counts(sizes), real) + placing.signs * nanoseconds(
-        sign_counts(sizes), real
-    )
-    return Estimate(floats, nanoseconds(binary_counts(sizes, placing), kernels), back, placing.layers)
+    layer, sign = (nanoseconds(counts, real) for counts in (layer_counts(sizes), sign_counts(sizes)))
+    binary = nanoseconds(binary_counts(sizes, placing), kernels)
+    return Estimate(placing.layers * layer + placing.signs * sign, binary, back, placing.layers)
 
 
 def is_slow(sizes: Sizes, placing: Placing, kernels: Counts) -> bool:

@@ -34,12 +34,13 @@ MOST_ROUNDS = 4
 CARRIERS = ("Concat", "Gather", "PackedMaxPool", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
 
 
-def sizes(node: gs.Node, known: cost.KnownShapes) -> Sizes | None:
+def sizes(node: gs.Node, known: cost.KnownShapes, *, of_activations: bool = False) -> Sizes | None:
     """The sizes of a layer of the source; None if one of them, other than the number of samples, is open.
 
     Args:
         node: a Conv, ConvTranspose, Gemm or MatMul; of other operators nothing is known.
         known: shapes by tensor name.
+        of_activations: whether its second operand depends on the inputs of the graph.
     """
     if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return None
@@ -53,8 +54,9 @@ def sizes(node: gs.Node, known: cost.KnownShapes) -> Sizes | None:
         return None
     if node.op in ("Gemm", "MatMul"):
         columns = y[-1]
-        second = 0 if isinstance(node.inputs[1], gs.Constant) else _per_sample(w) or 0
-        assert columns is not None
+        second = _per_sample(w) if of_activations else 0
+        if columns is None or second is None:
+            return None
         rows, length = writes // columns, macs // writes
         return Sizes("MatMul", rows, 1, length, 1, columns, macs, reads, writes, second, open_batch=open_batch)
     kernel = [d for d in w[2:] if d is not None]
@@ -110,8 +112,15 @@ def settled(config: Config, text: str) -> Config:
 
 def all_sizes(context: Context) -> dict[str, Sizes]:
     """The sizes of the layers of a source, by name, where they are known."""
-    found = {node.name: sizes(node, context.known) for node in context.graph.nodes if not node.domain}
-    return {name: known for name, known in found.items() if known is not None}
+    found: dict[str, Sizes] = {}
+    varying = {id(tensor) for tensor in context.graph.inputs}
+    for node in context.graph.nodes:
+        if not node.domain and len(node.inputs) > 1:
+            of_layer = sizes(node, context.known, of_activations=id(node.inputs[1]) in varying)
+            found |= {node.name: of_layer} if of_layer is not None else {}
+        if any(id(tensor) in varying for tensor in node.inputs):
+            varying.update(map(id, node.outputs))
+    return found
 
 
 class Judge:

@@ -17,10 +17,11 @@ from processes import python
 from test_odd_graphs import network, node, sign, signs
 from test_property import assert_same_bits, run
 
-from binarize_onnx import Config, convert, gain, inspect, slow_layers
+from binarize_onnx import Config, convert, gain, inspect, io, shapes, slow_layers
 from binarize_onnx.cli import main
 from binarize_onnx.errors import NothingMatched, UsageError
 from binarize_onnx.gain import FLOAT, KERNELS, TARGETS, Placing, Sizes, Target, estimate, is_slow
+from binarize_onnx.passes.base import Context
 from binarize_onnx.reasons import Code
 from binarize_onnx.report import Layer
 from binarize_onnx.verify import verify
@@ -154,15 +155,7 @@ def test_every_count_has_a_constant() -> None:
 
 def sizes_of(model: onnx.ModelProto) -> Sizes | None:
     """Of the layer `layer`."""
-    graph, known = slow_layers_graph(model)
-    (layer,) = (each for each in graph.nodes if each.name == "layer")
-    return slow_layers.sizes(layer, known)
-
-
-def slow_layers_graph(model: onnx.ModelProto) -> Any:
-    from binarize_onnx import io, shapes
-
-    return io.import_graph(model), shapes.infer(model).known
+    return slow_layers.all_sizes(Context(io.import_graph(model), shapes.infer(model))).get("layer")
 
 
 def layer(op: str, reads: list[Any], weights: tuple[int, ...], **attributes: Any) -> onnx.ModelProto:
@@ -183,8 +176,11 @@ def test_sizes_of_products() -> None:
     assert sizes_of(layer("MatMul", [7, 16], (16, 5))) == product(7, 16, 5)
     assert sizes_of(layer("Gemm", [7, 16], (5, 16), transB=1)) == product(7, 16, 5)
     two = network([node("MatMul", "x v", "y", "layer")], {"x": [3, 7, 16], "v": [3, 16, 5]}, {"y": 3}, {})
-    expected = replace(product(21, 16, 5), reads_second=3 * 16 * 5)
-    assert sizes_of(two) == expected
+    assert sizes_of(two) == replace(product(21, 16, 5), reads_second=3 * 16 * 5)
+    computed = network(
+        [node("Sign", "w", "s"), node("MatMul", "x s", "y", "layer")], {"x": [7, 16]}, {"y": 2}, {"w": signs(16, 5)}
+    )
+    assert sizes_of(computed) == product(7, 16, 5)
 
 
 @pytest.mark.parametrize(
