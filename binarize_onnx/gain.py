@@ -12,7 +12,7 @@ layers are as fast there as with AVX2 alone, and the float constants serve all t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from typing import Literal, get_args
 
@@ -31,7 +31,6 @@ FEWEST_ROWS = 3  # of a float product: for fewer, the time is that of reading th
 # A layer stays float if bits are slower by both: what the estimates can tell, and what is worth a chain of bits.
 ERROR = 1.4  # nine of ten estimated gains are within this factor of the measured ones
 NOTICEABLE = 10_000.0  # ns
-LARGE_BATCH = 64  # samples; where their number is open, bits must be slower for one and for so many
 
 Counts = Mapping[str, float]
 
@@ -69,7 +68,7 @@ KERNELS: Mapping[Target, Counts] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the time of a layer depends on, all samples of a batch included.
+    """What the time of a layer depends on, all samples of a batch included; one where their number is open.
 
     A transposed convolution is that of its phases: `filters` for each place of its input (see `TransposedConv`).
 
@@ -85,7 +84,6 @@ class Sizes:
         writes: elements of the output.
         reads_second: elements of the right matrix where it is computed at run time, else 0.
         apart: whether what lies side by side in the output is computed apart: phases, to be put in place.
-        open_batch: whether the number of samples is only known at run time; the sizes are for one.
     """
 
     op: Literal["Conv", "ConvTranspose", "MatMul"]
@@ -99,12 +97,6 @@ class Sizes:
     writes: int
     reads_second: int = 0
     apart: bool = False
-    open_batch: bool = False
-
-    def of_batch(self, samples: int) -> Sizes:
-        """The same for so many samples."""
-        per_sample = ("rows", "macs", "reads", "writes", "reads_second")
-        return replace(self, open_batch=False, **{name: getattr(self, name) * samples for name in per_sample})
 
 
 @dataclass(frozen=True)
@@ -172,12 +164,6 @@ def estimate(sizes: Sizes, placing: Placing, kernels: Counts, real: Counts = FLO
     layer, sign = (nanoseconds(counts, real) for counts in (layer_counts(sizes), sign_counts(sizes)))
     binary = nanoseconds(binary_counts(sizes, placing), kernels)
     return Estimate(placing.layers * layer + placing.signs * sign, binary, back, placing.layers)
-
-
-def is_slow(sizes: Sizes, placing: Placing, kernels: Counts) -> bool:
-    """Whether a layer is better left float, for every number of samples where that is open."""
-    batches = (1, LARGE_BATCH) if sizes.open_batch else (1,)
-    return all(estimate(sizes.of_batch(n), placing, kernels).is_slow for n in batches)
 
 
 def real_layer(sizes: Sizes) -> float:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import onnx_graphsurgeon as gs
 
 from binarize_onnx import cost, opset
-from binarize_onnx.gain import KERNELS, Estimate, Placing, Sizes, Target, estimate, is_slow, real_layer
+from binarize_onnx.gain import KERNELS, Estimate, Placing, Sizes, Target, estimate, real_layer
 from binarize_onnx.passes.base import Context, constant_value, producer
 from binarize_onnx.passes.fuse_epilogue import SLOTS
 from binarize_onnx.reasons import Code
@@ -48,7 +48,6 @@ def sizes(node: gs.Node, known: cost.KnownShapes, *, of_activations: bool = Fals
     if not macs or any(shape is None or len(shape) < 2 for shape in shapes):
         return None
     x, w, y = (shape for shape in shapes if shape is not None)
-    open_batch = y[0] is None
     reads, writes = (_per_sample(shape) for shape in (x, y))
     if not reads or not writes or None in w[1:]:
         return None
@@ -58,16 +57,14 @@ def sizes(node: gs.Node, known: cost.KnownShapes, *, of_activations: bool = Fals
         if columns is None or second is None:
             return None
         rows, length = writes // columns, macs // writes
-        return Sizes("MatMul", rows, 1, length, 1, columns, macs, reads, writes, second, open_batch=open_batch)
+        return Sizes("MatMul", rows, 1, length, 1, columns, macs, reads, writes, second)
     kernel = [d for d in w[2:] if d is not None]
     groups = int(node.attrs.get("group", 1))
     if w[0] is None or w[1] is None or groups < 1 or w[0] % groups or not kernel:
         return None
     if node.op == "Conv":
         filters = w[0] // groups
-        return Sizes(
-            "Conv", writes // w[0], groups, w[1], prod(kernel), filters, macs, reads, writes, open_batch=open_batch
-        )
+        return Sizes("Conv", writes // w[0], groups, w[1], prod(kernel), filters, macs, reads, writes)
     strides = [int(s) for s in node.attrs.get("strides", [1] * len(kernel))]
     if min(strides) < 1 or len(strides) != len(kernel):
         return None
@@ -83,7 +80,6 @@ def sizes(node: gs.Node, known: cost.KnownShapes, *, of_activations: bool = Fals
         reads,
         writes,
         apart=phases > 1,
-        open_batch=open_batch,
     )
 
 
@@ -142,13 +138,17 @@ class Judge:
         Without them their neighbours may lose more, for they pack now. That is looked at so often and no more.
         """
         kernels = KERNELS[self._target]
-        placings = {name: each for name, each in _placings(context).items() if name in sizes_of}
-        self.estimates |= {name: estimate(sizes_of[name], each, kernels) for name, each in placings.items()}
+        found = {
+            name: estimate(sizes_of[name], placing, kernels)
+            for name, placing in _placings(context).items()
+            if name in sizes_of
+        }
+        self.estimates |= found
         if not self._rounds:
             return False
         self._rounds -= 1
-        slow = [name for name, each in placings.items() if is_slow(sizes_of[name], each, kernels)]
-        self.slow |= {name: self._sentence(self.estimates[name]) for name in slow}
+        slow = {name: self._sentence(each) for name, each in found.items() if each.is_slow}
+        self.slow |= slow
         return bool(slow)
 
     def note(self, layer: Layer, sizes_of: Mapping[str, Sizes]) -> None:

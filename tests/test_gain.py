@@ -17,10 +17,10 @@ from processes import python
 from test_odd_graphs import network, node, sign, signs
 from test_property import assert_same_bits, run
 
-from binarize_onnx import Config, convert, gain, inspect, io, shapes, slow_layers
+from binarize_onnx import Config, convert, gain, inspect, io, opset, shapes, slow_layers
 from binarize_onnx.cli import main
 from binarize_onnx.errors import NothingMatched, UsageError
-from binarize_onnx.gain import FLOAT, KERNELS, TARGETS, Placing, Sizes, Target, estimate, is_slow
+from binarize_onnx.gain import FLOAT, KERNELS, TARGETS, Estimate, Placing, Sizes, Target, estimate
 from binarize_onnx.passes.base import Context
 from binarize_onnx.reasons import Code
 from binarize_onnx.report import Layer
@@ -55,7 +55,6 @@ GROWING: dict[str, tuple[Sizes, Sizes]] = {
     "rows": (product(16, 256, 64), product(32, 256, 64)),
     "length": (product(16, 256, 64), product(16, 512, 64)),
     "columns": (product(16, 256, 64), product(16, 256, 128)),
-    "samples": (conv(8, 8, 8, 1), conv(8, 8, 8, 1).of_batch(4)),
 }
 
 
@@ -79,6 +78,8 @@ def test_what_a_layer_does_beside_its_products_costs(target: Target) -> None:
         estimate(conv(64, 64, 28, 3), Placing(thresholds=2**bits - 1, bits=bits), KERNELS[target]) for bits in (2, 3)
     )
     assert alone < two.binary < three.binary
+    fewer, more = (estimate(conv(64, 64, 28, 3), Placing(bits=bits), KERNELS[target]).binary for bits in (2, 4))
+    assert fewer < more
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -110,36 +111,26 @@ SLOW = {
 def test_layers_that_are_known_to_be_slow(sizes: Sizes) -> None:
     found = estimate(sizes, Placing(), KERNELS["avx2"])
     assert found.gain < 1
-    assert is_slow(sizes, Placing(), KERNELS["avx2"])
+    assert found.is_slow
 
 
 def test_layers_that_are_known_to_be_fast() -> None:
     for sizes in (conv(64, 64, 56, 3), conv(32, 32, 14, 3), conv(128, 128, 28, 1), product(1, 1024, 1024)):
-        assert not is_slow(sizes, Placing(), KERNELS["avx2"])
-        assert not is_slow(sizes, IN_CHAIN, KERNELS["avx2"])
+        assert not estimate(sizes, Placing(), KERNELS["avx2"]).is_slow
+        assert not estimate(sizes, IN_CHAIN, KERNELS["avx2"]).is_slow
 
 
 def test_a_chain_is_not_broken_for_little() -> None:
-    sizes = conv(1, 64, 56, 1)
-    assert is_slow(sizes, Placing(), KERNELS["avx2"])
-    assert estimate(sizes, IN_CHAIN, KERNELS["avx2"]).gain < 1
-    assert not is_slow(sizes, IN_CHAIN, KERNELS["avx2"])
+    alone, chained = (estimate(conv(1, 64, 56, 1), placing, KERNELS["avx2"]) for placing in (Placing(), IN_CHAIN))
+    assert alone.is_slow
+    assert chained.gain < 1
+    assert not chained.is_slow
 
 
 def test_nobody_notices_a_microsecond() -> None:
     found = estimate(product(1, 64, 10), Placing(), KERNELS["avx2"])
     assert found.gain < 0.7
     assert not found.is_slow
-
-
-def test_an_open_batch_has_to_be_slow_whatever_it_is() -> None:
-    one = conv(2, 64, 14, 1)
-    many = one.of_batch(gain.LARGE_BATCH)
-    assert (one.macs * 64, one.rows * 64) == (many.macs, many.rows)
-    assert not is_slow(one, Placing(), KERNELS["avx2"])
-    assert is_slow(many, Placing(), KERNELS["avx2"])
-    assert not is_slow(replace(one, open_batch=True), Placing(), KERNELS["avx2"])
-    assert is_slow(replace(conv(1, 64, 56, 1), open_batch=True), Placing(), KERNELS["avx2"])
 
 
 def test_every_count_has_a_constant() -> None:
@@ -167,7 +158,7 @@ def test_sizes_of_convolutions() -> None:
     found = sizes_of(layer("Conv", [2, 8, 9, 9], (12, 4, 3, 3), strides=[2, 2], group=2))
     assert found == Sizes("Conv", 2 * 16, 2, 4, 9, 6, 2 * 16 * 12 * 36, 2 * 8 * 81, 2 * 12 * 16)
     found = sizes_of(layer("Conv", ["N", 8, 9], (12, 8, 3)))
-    assert found == Sizes("Conv", 7, 1, 8, 3, 12, 7 * 12 * 24, 72, 84, open_batch=True)
+    assert found == Sizes("Conv", 7, 1, 8, 3, 12, 7 * 12 * 24, 72, 84)
     found = sizes_of(layer("ConvTranspose", [1, 8, 5, 5], (8, 6, 3, 3), strides=[2, 2]))
     assert found == Sizes("ConvTranspose", 25, 1, 8, 4, 24, 25 * 8 * 54, 200, 6 * 121, apart=True)
 
@@ -175,7 +166,8 @@ def test_sizes_of_convolutions() -> None:
 def test_sizes_of_products() -> None:
     assert sizes_of(layer("MatMul", [7, 16], (16, 5))) == product(7, 16, 5)
     assert sizes_of(layer("Gemm", [7, 16], (5, 16), transB=1)) == product(7, 16, 5)
-    two = network([node("MatMul", "x v", "y", "layer")], {"x": [3, 7, 16], "v": [3, 16, 5]}, {"y": 3}, {})
+    nodes = [node("Sign", "v", "s"), node("MatMul", "x s", "y", "layer")]
+    two = network(nodes, {"x": [3, 7, 16], "v": [3, 16, 5]}, {"y": 3}, {})
     assert sizes_of(two) == replace(product(21, 16, 5), reads_second=3 * 16 * 5)
     computed = network(
         [node("Sign", "w", "s"), node("MatMul", "x s", "y", "layer")], {"x": [7, 16]}, {"y": 2}, {"w": signs(16, 5)}
@@ -272,10 +264,14 @@ def test_a_slow_layer_is_converted_if_asked_for() -> None:
     verify(source, result.model, inputs=feed()).require()
 
 
-def test_another_target_is_another_verdict() -> None:
+def undecided() -> onnx.ModelProto:
+    """A layer that pays with AVX2 and does not without."""
     nodes = [*sign("x", "s"), node("Conv", "s w", "y", "layer")]
-    model = network(nodes, {"x": [1, 8, 112, 112]}, {"y": 4}, {"w": signs(32, 8, 1, 1)})
-    found = {target: inspect(model, Config(target=target)) for target in TARGETS}
+    return network(nodes, {"x": [1, 8, 112, 112]}, {"y": 4}, {"w": signs(32, 8, 1, 1)})
+
+
+def test_another_target_is_another_verdict() -> None:
+    found = {target: inspect(undecided(), Config(target=target)) for target in TARGETS}
     assert [report.summary.target for report in found.values()] == list(TARGETS)
     assert statuses(found["avx2"].layers) == {"layer": "binary"}
     assert statuses(found["scalar"].layers) == {"layer": "slower-on-bits"}
@@ -299,6 +295,7 @@ def test_open_sizes_are_no_reason(size: Any) -> None:
 def test_the_ideal_graph_leaves_the_same_layers() -> None:
     ideal = convert(chained(), Config(emit="ideal"))
     assert statuses(ideal.report.layers) == statuses(convert(chained()).report.layers)
+    assert not [x.op_type for x in ideal.model.graph.node if x.domain == opset.DOMAIN]
     assert_same_bits(run(ideal.model, feed(), library=False), run(convert(chained()).model, feed(), library=True))
 
 
@@ -351,6 +348,9 @@ def test_layers_of_one_node_share_its_time() -> None:
     assert one.binary_us is not None
     assert layers[0].binary_us is not None
     assert one.binary_us * 0.7 < layers[0].binary_us < one.binary_us
+    assert one.float_us is not None
+    assert layers[0].float_us is not None
+    assert one.float_us * 0.9 < layers[0].float_us < one.float_us
 
 
 def test_layers_inside_branches_are_judged() -> None:
@@ -382,8 +382,9 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_file_does_not_depend_on_the_machine(saved: Path) -> None:
-    contents = []
+def test_the_file_does_not_depend_on_the_machine(tmp_path: Path) -> None:
+    contents, saved = [], tmp_path / "net.onnx"
+    onnx.save(undecided(), saved)
     for isa in ("scalar", "avx2", "no such thing"):
         out = saved.with_name(isa) / "out.onnx"
         out.parent.mkdir()
@@ -398,7 +399,7 @@ def test_verify_repeats_the_verdict_and_not_the_estimate(monkeypatch: pytest.Mon
     recorded = {entry.key: entry.value for entry in result.model.metadata_props}
     assert json.loads(recorded["binarize_onnx.slow"]) == ["slow"]
     assert "binarize_onnx.slow" not in {entry.key for entry in convert(chained(), CONVERT).model.metadata_props}
-    monkeypatch.setattr(slow_layers, "is_slow", lambda *_: False)  # another version's constants
+    monkeypatch.setattr(Estimate, "is_slow", False)  # as with another version's constants
     assert statuses(inspect(chained()).layers)["slow"] == "binary"
     found = verify(chained(), result.model, inputs=feed())
     found.require()
