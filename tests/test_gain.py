@@ -321,8 +321,8 @@ def test_a_layer_whose_neighbour_stays_float_is_looked_at_again() -> None:
         *sign("y0", "s1"),
         node("Conv", "s1 w1", "y", "slow", group=32, pads=[1] * 4),
     ]
-    constants = {"w0": signs(64, 2, 1, 1), "w1": signs(64, 2, 3, 3), "a": signs(64, 1, 1)}
-    model = network(nodes, {"x": [1, 2, 28, 28]}, {"y": 4}, constants)
+    constants = {"w0": signs(64, 1, 1, 1), "w1": signs(64, 2, 3, 3), "a": signs(64, 1, 1)}
+    model = network(nodes, {"x": [1, 1, 56, 56]}, {"y": 4}, constants)
     together = inspect(model, CONVERT).layers
     assert "writes the next layer's bits" in together[0].reason
     with pytest.raises(NothingMatched, match="--slow-layers convert"):
