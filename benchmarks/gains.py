@@ -106,7 +106,7 @@ class Layer:
     def placing(self, to_bits: bool) -> Placing:
         """How our op runs it, behind a sign of its own or between other layers on bits."""
         levels = (1 << self.bits) - 1
-        return Placing(self.bases, 1, 0 if to_bits else 1, to_bits, levels, self.bits, self.bases)
+        return Placing(0, 1, 0 if to_bits else 1, to_bits, levels, self.bits, self.bases)
 
 
 def conv(
@@ -421,7 +421,9 @@ def gains(measured: Sequence[Mapping[str, float]], kernels: Counts, real: Counts
         for part in sorted(PARTS.keys() & times.keys()):
             to_bits = PARTS[part]
             ours = times[part] if to_bits else times[part] + times["pack"]
-            pairs.append((floats / ours, gain.estimate(sizes(layer), layer.placing(to_bits), kernels, real).gain))
+            pairs.append(
+                (floats / ours, gain.estimate([sizes(layer)] * layer.bases, layer.placing(to_bits), kernels, real).gain)
+            )
     found = np.asarray(pairs).T
     return found[0], found[1]
 

@@ -11,8 +11,8 @@ layers are as fast there as with AVX2 alone, and the float constants serve all t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal, get_args
 
@@ -29,7 +29,7 @@ VECTOR = 16  # filters that onnxruntime computes side by side
 FEWEST_ROWS = 3  # of a float product: for fewer, the time is that of reading the weights
 
 # A layer stays float if bits are slower by both: what the estimates can tell, and what is worth a chain of bits.
-ERROR = 1.4  # nine of ten estimated gains are within this factor of the measured ones
+ERROR = 1.4  # about nine of ten estimated gains are within this factor of the measured ones
 NOTICEABLE = 10_000.0  # ns
 
 Counts = Mapping[str, float]
@@ -104,8 +104,8 @@ class Placing:
     """How a compiled graph runs a binary layer.
 
     Attributes:
-        layers: of the source that it computes, all of the same sizes.
-        signs: in front of them; a half where two layers read the same sign.
+        filters: output channels of one group, where it computes layers side by side; 0 for those of the layer.
+        signs: in front of it; a half where two nodes read the same sign.
         packed: those signs that a PackSign computes, as a share of what the layer reads: 0 where another layer writes
             its bits.
         to_bits: whether it writes bits for the next layer, and no floats.
@@ -114,7 +114,7 @@ class Placing:
         terms: sums of products of their own: planes of bits times bases of weights.
     """
 
-    layers: int = 1
+    filters: int = 0
     signs: float = 1.0
     packed: float = 1.0
     to_bits: bool = False
@@ -131,13 +131,11 @@ class Estimate:
         real: the float32 layers and the sign in front of them.
         binary: our node, and its PackSign.
         back: what the next layer would pay if this one gave it floats instead of bits.
-        layers: of the source that it computes.
     """
 
     real: float
     binary: float
     back: float = 0.0
-    layers: int = 1
 
     @property
     def gain(self) -> float:
@@ -151,19 +149,23 @@ class Estimate:
         return self.binary > ERROR * left and self.binary - left > NOTICEABLE
 
 
-def estimate(sizes: Sizes, placing: Placing, kernels: Counts, real: Counts = FLOAT) -> Estimate:
-    """What a layer takes in its place in a compiled graph, and as float.
+def estimate(layers: Sequence[Sizes], placing: Placing, kernels: Counts, real: Counts = FLOAT) -> Estimate:
+    """What a node takes in its place in a compiled graph, and the layers that it computes as float.
 
     Args:
-        sizes: of the layer.
-        placing: what became of it.
+        layers: their sizes; the node has those of the first, but for `placing.filters`.
+        placing: what became of them.
         kernels: constants of our ops, one of `KERNELS`.
         real: constants of onnxruntime's.
     """
+    sizes = layers[0]
+    if placing.filters:
+        writes = sizes.writes * placing.filters // sizes.filters
+        sizes = replace(sizes, filters=placing.filters, writes=writes)
+    floats = sum(nanoseconds(layer_counts(layer), real) for layer in layers)
+    floats += placing.signs * nanoseconds(sign_counts(sizes), real)
     back = nanoseconds(pack_counts(sizes.writes), kernels) if placing.to_bits else 0.0
-    layer, sign = (nanoseconds(counts, real) for counts in (layer_counts(sizes), sign_counts(sizes)))
-    binary = nanoseconds(binary_counts(sizes, placing), kernels)
-    return Estimate(placing.layers * layer + placing.signs * sign, binary, back, placing.layers)
+    return Estimate(floats, nanoseconds(binary_counts(sizes, placing), kernels), back)
 
 
 def real_layer(sizes: Sizes) -> float:

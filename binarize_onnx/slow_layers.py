@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from math import ceil, prod
@@ -124,7 +124,8 @@ class Judge:
 
     Attributes:
         slow: the layers to leave float, by name, each with a sentence.
-        estimates: what binary layers take where they are, or were when they were found slow.
+        estimates: what binary layers take where they are, or were when they were found slow. Layers that one node
+            computes share its time as they would share that of floats.
     """
 
     def __init__(self, target: Target, *, lenient: bool) -> None:
@@ -137,31 +138,33 @@ class Judge:
 
         Without them their neighbours may lose more, for they pack now. That is looked at so often and no more.
         """
-        kernels = KERNELS[self._target]
-        found = {
-            name: estimate(sizes_of[name], placing, kernels)
-            for name, placing in _placings(context).items()
-            if name in sizes_of
-        }
-        self.estimates |= found
+        slow: list[str] = []
+        for names, placing in _nodes(context):
+            if any(name not in sizes_of for name in names):
+                continue
+            whole = estimate([sizes_of[name] for name in names], placing, KERNELS[self._target])
+            layers = [real_layer(sizes_of[name]) for name in names]
+            for name, layer in zip(names, layers, strict=True):
+                part = layer / sum(layers)
+                self.estimates[name] = Estimate(whole.real * part, whole.binary * part)
+            slow += names if whole.is_slow else []
         if not self._rounds:
             return False
         self._rounds -= 1
-        slow = {name: self._sentence(each) for name, each in found.items() if each.is_slow}
-        self.slow |= slow
+        self.slow |= {name: self._sentence(self.estimates[name]) for name in slow}
         return bool(slow)
 
     def note(self, layer: Layer, sizes_of: Mapping[str, Sizes]) -> None:
         """Put into a layer's report what it takes, as float and on bits."""
         found = self.estimates.get(layer.name)
         if found is not None and (layer.status == "binary" or layer.name in self.slow):
-            layer.float_us, layer.binary_us = (round(t / found.layers / 1e3, 1) for t in (found.real, found.binary))
+            layer.float_us, layer.binary_us = (round(t / 1e3, 1) for t in (found.real, found.binary))
             layer.gain = float(f"{found.gain:.3g}")
         elif layer.status == "float" and layer.name in sizes_of:
             layer.float_us = round(real_layer(sizes_of[layer.name]) / 1e3, 1)
 
     def _sentence(self, found: Estimate) -> str:
-        ours, real = (shown_time(t / found.layers) for t in (found.binary, found.real))
+        ours, real = shown_time(found.binary), shown_time(found.real)
         words = f"on bits it takes {ours} and in float32, with its sign, {real} (estimated for {self._target})"
         return f"binary, but {words}; --slow-layers convert lowers it all the same"
 
@@ -172,16 +175,17 @@ def shown_time(nanoseconds: float) -> str:
     return f"{us:.3g} µs" if us < 999.5 else f"{us / 1e3:.3g} ms"
 
 
-def _placings(context: Context) -> dict[str, Placing]:
-    """How the compiled graph runs each binary layer of the source."""
+def _nodes(context: Context) -> Iterator[tuple[list[str], Placing]]:
+    """The nodes that compute binary layers, each with the names of those layers, its own first."""
     layers = [node for node in context.graph.nodes if node.domain == opset.DOMAIN and node.op in opset.LAYERS]
     makers = {node.name: list(_makers(node)) for node in layers if node.name in context.binary}
     readers = Counter(id(maker) for found in makers.values() for maker in found)
-    placings = {n.name: _placing(n, makers[n.name], readers) for n in layers if n.name in makers}
-    stacked = {layer: host for layer, host in context.journal.stacked.items() if host in placings}
-    for host, others in Counter(stacked.values()).items():
-        placings[host] = replace(placings[host], layers=1 + others)
-    return placings | {layer: placings[host] for layer, host in stacked.items()}
+    others: dict[str, list[str]] = defaultdict(list)
+    for layer, host in context.journal.stacked.items():
+        others[host].append(layer)
+    for node in layers:
+        if node.name in makers:
+            yield [node.name, *others[node.name]], _placing(node, makers[node.name], readers)
 
 
 def _placing(node: gs.Node, makers: list[gs.Node], readers: Mapping[int, int]) -> Placing:
@@ -191,7 +195,9 @@ def _placing(node: gs.Node, makers: list[gs.Node], readers: Mapping[int, int]) -
     encode = constant_value(packs[0].inputs[2]) if packs else None
     combine, scale = (constant_value(node.inputs[SLOTS[slot]]) for slot in ("combine", "scale"))
     kinds, planes = (1, 1) if combine is None else combine.shape
+    outputs = 0 if scale is None else int(scale.shape[1 if node.op == "XnorConv" else 2])
     return Placing(
+        filters=outputs // int(node.attrs.get("group", 1)),
         signs=kinds * sum(share) / max(len(makers), 1),
         packed=sum(packed) / max(len(makers), 1),
         to_bits=node.outputs[0].is_empty(),

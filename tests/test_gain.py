@@ -62,7 +62,7 @@ GROWING: dict[str, tuple[Sizes, Sizes]] = {
 @pytest.mark.parametrize(("small", "large"), GROWING.values(), ids=list(GROWING))
 def test_more_work_takes_longer(small: Sizes, large: Sizes, target: Target) -> None:
     for placing in (Placing(), IN_CHAIN, Placing(thresholds=3, bits=2), Placing(terms=2)):
-        less, more = (estimate(sizes, placing, KERNELS[target]) for sizes in (small, large))
+        less, more = (estimate([sizes], placing, KERNELS[target]) for sizes in (small, large))
         assert 0 < less.real < more.real
         assert 0 < less.binary < more.binary
 
@@ -70,27 +70,29 @@ def test_more_work_takes_longer(small: Sizes, large: Sizes, target: Target) -> N
 @pytest.mark.parametrize("target", TARGETS)
 def test_what_a_layer_does_beside_its_products_costs(target: Target) -> None:
     alone, shared, chained = (
-        estimate(conv(64, 64, 28, 3), placing, KERNELS[target]).binary
+        estimate([conv(64, 64, 28, 3)], placing, KERNELS[target]).binary
         for placing in (Placing(), Placing(packed=0.5), Placing(packed=0))
     )
     assert chained < shared < alone
     two, three = (
-        estimate(conv(64, 64, 28, 3), Placing(thresholds=2**bits - 1, bits=bits), KERNELS[target]) for bits in (2, 3)
+        estimate([conv(64, 64, 28, 3)], Placing(thresholds=2**bits - 1, bits=bits), KERNELS[target]) for bits in (2, 3)
     )
     assert alone < two.binary < three.binary
-    fewer, more = (estimate(conv(64, 64, 28, 3), Placing(bits=bits), KERNELS[target]).binary for bits in (2, 4))
+    fewer, more = (estimate([conv(64, 64, 28, 3)], Placing(bits=bits), KERNELS[target]).binary for bits in (2, 4))
     assert fewer < more
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_longer_products_gain_more(target: Target) -> None:
-    found = [estimate(conv(channels, 64, 28, 3), Placing(), KERNELS[target]).gain for channels in (1, 8, 32, 128, 512)]
+    found = [
+        estimate([conv(channels, 64, 28, 3)], Placing(), KERNELS[target]).gain for channels in (1, 8, 32, 128, 512)
+    ]
     assert found == sorted(found)
 
 
 def test_better_instructions_gain_more() -> None:
     for sizes in (conv(64, 64, 56, 3), conv(512, 512, 7, 3), conv(256, 256, 14, 1), product(128, 768, 3072)):
-        best, avx512, avx2, plain = (estimate(sizes, Placing(), KERNELS[target]).gain for target in TARGETS)
+        best, avx512, avx2, plain = (estimate([sizes], Placing(), KERNELS[target]).gain for target in TARGETS)
         assert best > max(avx512, avx2)
         assert min(avx512, avx2) > plain
         assert best > 4
@@ -109,26 +111,26 @@ SLOW = {
 
 @pytest.mark.parametrize("sizes", SLOW.values(), ids=list(SLOW))
 def test_layers_that_are_known_to_be_slow(sizes: Sizes) -> None:
-    found = estimate(sizes, Placing(), KERNELS["avx2"])
+    found = estimate([sizes], Placing(), KERNELS["avx2"])
     assert found.gain < 1
     assert found.is_slow
 
 
 def test_layers_that_are_known_to_be_fast() -> None:
     for sizes in (conv(64, 64, 56, 3), conv(32, 32, 14, 3), conv(128, 128, 28, 1), product(1, 1024, 1024)):
-        assert not estimate(sizes, Placing(), KERNELS["avx2"]).is_slow
-        assert not estimate(sizes, IN_CHAIN, KERNELS["avx2"]).is_slow
+        assert not estimate([sizes], Placing(), KERNELS["avx2"]).is_slow
+        assert not estimate([sizes], IN_CHAIN, KERNELS["avx2"]).is_slow
 
 
 def test_a_chain_is_not_broken_for_little() -> None:
-    alone, chained = (estimate(conv(1, 64, 56, 1), placing, KERNELS["avx2"]) for placing in (Placing(), IN_CHAIN))
+    alone, chained = (estimate([conv(1, 64, 56, 1)], placing, KERNELS["avx2"]) for placing in (Placing(), IN_CHAIN))
     assert alone.is_slow
     assert chained.gain < 1
     assert not chained.is_slow
 
 
 def test_nobody_notices_a_microsecond() -> None:
-    found = estimate(product(1, 64, 10), Placing(), KERNELS["avx2"])
+    found = estimate([product(1, 64, 10)], Placing(), KERNELS["avx2"])
     assert found.gain < 0.7
     assert not found.is_slow
 
@@ -351,6 +353,24 @@ def test_layers_of_one_node_share_its_time() -> None:
     assert one.float_us is not None
     assert layers[0].float_us is not None
     assert one.float_us * 0.9 < layers[0].float_us < one.float_us
+
+
+def test_layers_side_by_side_take_what_their_sizes_say() -> None:
+    """Whether or not one node computes both."""
+    nodes = [*sign("x", "s")]
+    nodes += [node("Conv", f"s w{i}", f"y{i}", f"layer{i}", pads=[1] * 4) for i in range(2)]
+    nodes.append(node("Concat", "y0 y1", "y", axis=1))
+    weights = {"w0": signs(32, 64, 3, 3), "w1": signs(96, 64, 3, 3)}
+    small, large = inspect(network(nodes, {"x": [1, 64, 28, 28]}, {"y": 4}, weights)).layers
+    for few, many in ((small.float_us, large.float_us), (small.binary_us, large.binary_us)):
+        assert few is not None
+        assert many is not None
+        assert 2 < many / few < 3.5
+    whole = network(nodes[:-2], {"x": [1, 64, 28, 28]}, {"y0": 4}, {"w0": signs(128, 64, 3, 3)})
+    (together,) = inspect(whole).layers
+    assert small.binary_us is not None
+    assert large.binary_us is not None
+    assert together.binary_us == pytest.approx(small.binary_us + large.binary_us, rel=0.1)
 
 
 def test_layers_inside_branches_are_judged() -> None:
