@@ -82,6 +82,16 @@ def test_what_a_layer_does_beside_its_products_costs(target: Target) -> None:
     assert fewer < more
 
 
+def test_layers_of_one_node_are_one_layer_on_bits_and_several_in_floats() -> None:
+    whole, part = conv(64, 128, 28, 3), conv(64, 64, 28, 3)
+    one, two = (
+        estimate([whole], Placing(), KERNELS["avx2"]),
+        estimate([part] * 2, Placing(filters=128), KERNELS["avx2"]),
+    )
+    assert one.binary == two.binary
+    assert 1 < two.real / one.real < 1.1
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_longer_products_gain_more(target: Target) -> None:
     found = [
