@@ -31,7 +31,7 @@ int main() {
         });
         const double ns = best_ns([&] {
           kernel.accumulate({tables.data, row_offset.data(), k_offset.data(), w.data, start.data(), acc.data(),
-                             kRows * kWordBits, kRows, kBlocks, static_cast<int32_t>(steps), planes});
+                             kRows * kWordBits, kWordBits, kRows, kBlocks, static_cast<int32_t>(steps), planes});
         });
         std::printf("%-16s %d planes, %3ld channels: %6.0f MAC/ns, tables %5.1f ns a pixel\n", name.c_str(), planes,
                     static_cast<long>(channels), static_cast<double>(kRows * kBlocks * 32 * channels * kTaps) / ns,

@@ -18,15 +18,15 @@
 namespace binarize {
 
 constexpr int kMinLookupPlanes = 2, kMaxLookupPlanes = 6;
+constexpr int64_t kMaxLookupChannels = 8192;
 
 // Tables are read in steps of 64 bytes: two tables of groups of five channels, or four of groups of four.
 constexpr int kLookupStep = 64;
 
 struct LookupTablesArgs {
-  const uint32_t*
-      x;  // word (plane, word, pixel) is x[plane * plane_stride + word * word_stride + pixel * pixel_stride]
-  int64_t plane_stride, word_stride, pixel_stride;
-  int64_t channels;  // bits past them are clear
+  const uint32_t* x;  // x[plane * plane_stride + word * word_stride + pixel * pixel_stride]
+  int64_t plane_stride, word_stride, pixel_stride;  // one of the last two is 1
+  int64_t channels;                                 // at most kMaxLookupChannels; bits past them are clear
   int64_t pixels;
   int32_t planes;
   uint8_t* tables;  // [pixels][steps of the channels][64]
@@ -39,8 +39,8 @@ struct LookupAccumulateArgs {
   const int32_t* k_offset;    // [steps], in bytes
   const uint8_t* w;           // indices, two blocks together: [blocks / 2][steps][2], then [steps] of a last odd block
   const int32_t* start;       // [rows]
-  int32_t* acc;               // [blocks][rows][32]
-  int64_t acc_block_stride;
+  int32_t* acc;               // acc[block * acc_block_stride + row * acc_stride + filter of the block]
+  int64_t acc_block_stride, acc_stride;
   int64_t rows, blocks;
   int32_t steps;
   int32_t planes;

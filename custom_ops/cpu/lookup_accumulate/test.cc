@@ -95,6 +95,8 @@ void run(const Case& c, Random& random) {
       for (int64_t step = 0; step < steps; ++step)
         k_offset.push_back(static_cast<int32_t>(2 * t * pixel_bytes + step * kLookupStep));
     const Aligned<uint8_t> aligned(indices);
+    const int64_t acc_stride = c.words_follow ? c.blocks * kWordBits : kWordBits;
+    const int64_t block_stride = c.words_follow ? kWordBits : c.rows * kWordBits;
     std::vector<int32_t> acc(expected.size());
     args.tables = tables.data();
     args.row_offset = row_offset.data();
@@ -102,11 +104,16 @@ void run(const Case& c, Random& random) {
     args.w = aligned.data;
     args.start = start.data();
     args.acc = acc.data();
-    args.acc_block_stride = c.rows * kWordBits;
+    args.acc_block_stride = block_stride;
+    args.acc_stride = acc_stride;
     args.rows = c.rows;
     args.planes = c.planes;
     kernel.accumulate(args);
-    expect_same(acc, expected, name + what);
+    std::vector<int32_t> in_order;
+    for (int64_t i = 0; i < static_cast<int64_t>(acc.size()); ++i)
+      in_order.push_back(acc[static_cast<size_t>(i / (c.rows * kWordBits) * block_stride +
+                                                 i / kWordBits % c.rows * acc_stride + i % kWordBits)]);
+    expect_same(in_order, expected, name + what);
   });
 }
 

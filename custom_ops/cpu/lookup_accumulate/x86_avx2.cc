@@ -113,7 +113,7 @@ inline __attribute__((always_inline)) void tile(const LookupAccumulateArgs& args
       const __m128i upper = add_halves(sums.upper[r]);
       const __m128i lower = _mm_sub_epi16(add_halves(sums.whole[r]), _mm_slli_epi16(upper, 8));
       const __m128i eight[2] = {_mm_unpacklo_epi16(lower, upper), _mm_unpackhi_epi16(lower, upper)};
-      __m256i* out = reinterpret_cast<__m256i*>(acc + (row + r) * kWordBits);
+      __m256i* out = reinterpret_cast<__m256i*>(acc + (row + r) * args.acc_stride);
       for (int i = 0; i < 2; ++i) {
         const __m256i before = begins ? _mm256_set1_epi32(args.start[row + r]) : _mm256_loadu_si256(out + i);
         const __m256i twice = _mm256_slli_epi32(_mm256_cvtepu16_epi32(eight[i]), 1);

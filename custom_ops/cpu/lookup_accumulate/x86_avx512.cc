@@ -73,7 +73,7 @@ inline __attribute__((always_inline)) void tile(const LookupAccumulateArgs& args
         const __m128i upper = add_quarters(sums.upper[r][half]);
         const __m128i lower = _mm_sub_epi16(add_quarters(sums.whole[r][half]), _mm_slli_epi16(upper, 8));
         const __m256i sixteen = _mm256_set_m128i(_mm_unpackhi_epi16(lower, upper), _mm_unpacklo_epi16(lower, upper));
-        int32_t* out = acc + (row + r) * kWordBits + half * 16;
+        int32_t* out = acc + (row + r) * args.acc_stride + half * 16;
         const __m512i before = begins ? _mm512_set1_epi32(args.start[row + r]) : _mm512_loadu_si512(out);
         _mm512_storeu_si512(out, _mm512_add_epi32(before, _mm512_slli_epi32(_mm512_cvtepu16_epi32(sixteen), 1)));
       }

@@ -247,7 +247,7 @@ inline __attribute__((always_inline)) void tile(const LookupAccumulateArgs& args
       const auto add = [&](int32_t* out, __m512i twice) {
         _mm512_storeu_si512(out, _mm512_add_epi32(begins ? start : _mm512_loadu_si512(out), twice));
       };
-      int32_t* out = acc_begin + (row + r) * kWordBits;
+      int32_t* out = acc_begin + (row + r) * args.acc_stride;
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) {
         if (five) {
