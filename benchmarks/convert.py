@@ -11,8 +11,6 @@ memory that the process held, less what it held before (importing the package), 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -21,6 +19,7 @@ from pathlib import Path
 import click
 import onnx
 from curve import Series, svg
+from process import in_process, resident_peak
 from synthetic import NETWORKS
 
 SIZES: dict[str, tuple[float, ...]] = {
@@ -45,15 +44,6 @@ class Cost:
     peak: float
 
 
-def resident_peak() -> int:
-    """The most memory in bytes that this process held.
-
-    Not `getrusage`: what that counts starts with the memory of the process that started this one.
-    """
-    status = Path("/proc/self/status").read_text()
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
-
-
 def convert_once(path: str) -> tuple[float, int]:
     """Seconds and bytes that `convert` takes for the file, beyond what the imports take."""
     from binarize_onnx import convert  # only the process that measures needs it
@@ -70,8 +60,7 @@ def measure(network: str, size: float, runs: int, folder: Path) -> Cost:
     path = folder / f"{network}-{size:g}.onnx"
     model = NETWORKS[network](size)
     onnx.save(model, path)
-    command = [sys.executable, __file__, "--one", str(path)]
-    found = [json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(runs)]
+    found = [in_process("convert:convert_once", str(path)) for _ in range(runs)]
     seconds, peak, length = min(s for s, _ in found), max(p for _, p in found), path.stat().st_size
     path.unlink()
     return Cost(network, size, len(model.graph.node), length / 1e6, seconds, peak / 1e6, peak / length)
@@ -91,12 +80,8 @@ def picture(costs: list[Cost]) -> str:
 @click.option("--runs", default=3, show_default=True, help="Runs of each, the fastest counts.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 @click.option("--svg", "svg_path", type=click.Path(dir_okay=False, path_type=Path), help="Draw the curve into a file.")
-@click.option("--one", type=click.Path(exists=True), hidden=True, help="Convert this file and print what it took.")
-def main(only: tuple[str, ...], runs: int, as_json: bool, svg_path: Path | None, one: str | None) -> None:
+def main(only: tuple[str, ...], runs: int, as_json: bool, svg_path: Path | None) -> None:
     """Measure every network at every size and print the table."""
-    if one is not None:
-        click.echo(json.dumps(convert_once(one)))
-        return
     if not as_json:
         header = f"{'network':<10}{'size':>6}{'nodes':>7}{'MB':>8}{'seconds':>9}{'s/knode':>9}{'s/MB':>8}"
         click.echo(f"{header}{'peak MB':>9}{'peak':>7}")

@@ -35,6 +35,7 @@ from binarize_onnx.passes.prove_sign_zero import zero_cannot_occur
 from binarize_onnx.passes.recognise_layers import LAYER_OPS, MODERATE, STRICT, Filter, RecogniseLayers, Tolerance
 from binarize_onnx.passes.run_time_threshold import RunTimeThreshold
 from binarize_onnx.passes.signs import Sign
+from binarize_onnx.passes.stack_filters import StackFilters
 from binarize_onnx.passes.stack_terms import StackTerms
 from binarize_onnx.passes.transposed_conv import TransposedConv
 from binarize_onnx.reasons import Code
@@ -329,7 +330,10 @@ def lower(context: Context) -> None:
         passes = (SharePacks, FoldThreshold, RunTimeThreshold, PoolOnBits, FlattenOnBits, DepthToSpaceOnBits, MoveWords)
         climbing = any(each(context).run() for each in passes)
     StackTerms(context).run()  # planes of one tensor have met at it; an epilogue would take a term as its residual
-    FuseEpilogue(context).run()  # after thresholds have folded: what only a sign reads is gone by now
+    fusing = True
+    while fusing:  # after thresholds have folded: what only a sign reads is gone by now
+        FuseEpilogue(context).run()
+        fusing = StackFilters(context).run()  # behind the layers that it joins there are steps to fuse again
     FuseBits(context).run()
 
 

@@ -44,6 +44,7 @@ def time_in_turns(
     fewest: int = FEWEST_ROUNDS,
     most: int | None = None,
     shortest: float = 0.0,
+    settle: float = 0.0,
 ) -> Times:
     """Durations of calls, taken in turns and in another order each round, after a warm-up.
 
@@ -57,6 +58,8 @@ def time_in_turns(
         most: rounds to stop after, even if there is time left.
         shortest: seconds a measurement should last at least; a faster call is repeated, after one that fetches its data
             back into the caches, and the mean is its time.
+        settle: seconds to wait before each measurement, until the threads of the contestant before have stopped
+            spinning; a call that wakes its own threads follows, and is not timed.
 
     Returns:
         Seconds, `[len(calls), rounds]` float64; NaN where a contestant sat out.
@@ -73,7 +76,7 @@ def time_in_turns(
         row = [np.nan] * len(calls)
         for index in order.permutation(len(calls)):
             if len(taken) % pauses[index] == 0:
-                row[index] = _measure(calls[index], repeats[index])
+                row[index] = _measure(calls[index], repeats[index], settle)
         taken.append(row)
     return np.asarray(taken).T
 
@@ -112,8 +115,10 @@ def _pauses(estimates: Sequence[float], seconds: float, fewest: int) -> list[int
     return [min(LONGEST_PAUSE, 2 ** max(0, ceil(log2(fewest / max(a, 1e-9))))) for a in affordable]
 
 
-def _measure(call: Callable[[], Any], repeats: int) -> float:
-    if repeats > 1:
+def _measure(call: Callable[[], Any], repeats: int, settle: float = 0.0) -> float:
+    if settle:
+        time.sleep(settle)
+    if settle or repeats > 1:
         call()
     start = time.perf_counter()
     for _ in range(repeats):

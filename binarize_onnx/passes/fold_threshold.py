@@ -6,8 +6,13 @@
     before   z = Add(Mul(y, s), c);  q = PackSign(z, t)       also PRelu with slopes >= 0, Relu, Clip
     after    q = PackSign(y, t', flip)
 
+    before   z = Mul(Clip(y, 0, 1), 15);  q = PackSign(z, 15 thresholds, encode)        levels of several bits likewise
+    after    q = PackSign(y, 15 thresholds', encode, flip)
+
 t' is the first float32 that the chain itself maps to t or beyond, found by bisection (thresholds.py). A negative
-factor turns the comparison round: `flip` carries it. A factor of 0 makes the bit constant. A step whose float result
+factor turns the comparison round: `flip` carries it. A factor of 0 makes the bit constant. Of the P thresholds of a
+level, each moves by itself where the chain rises. Where it falls, level L becomes P - L: the thresholds change places,
+and every bit is inverted if that is what P - L means in the encoding. A step whose float result
 anything else reads is left standing, and the threshold applies to that result. Nothing that
 is float16 is folded, not even a Cast: where onnxruntime computes in float32 what the graph calls float16, it drops
 roundings, and only the same nodes drop the same ones.
@@ -57,7 +62,7 @@ class FoldThreshold(Pass[Folded]):
     def match(self, node: gs.Node) -> Folded | Skip | None:
         """A PackSign behind a BinarySign or behind a monotone step that nothing else reads."""
         pack = match_pack(node)
-        if pack is None or not pack.one_plane_each:
+        if pack is None:
             return None
         sign = match_sign(pack.x)
         step = producer(pack.x)
@@ -90,13 +95,37 @@ class FoldThreshold(Pass[Folded]):
         if found is None or self.context.shape(found[0]) != self.context.shape(pack.x):
             return None
         x, chain, like = found
-        try:
-            shape = np.broadcast_shapes(pack.threshold.shape, pack.flip.shape, like)
-        except ValueError:  # a PackSign of the source whose parameters do not fit its input
+        moved = _fold(pack, chain, like)
+        return None if moved is None else Folded(pack, x, *moved, step.op)
+
+
+def _fold(pack: Pack, chain: Callable[[Array], Array], like: tuple[int, ...]) -> tuple[Array, Array] | None:
+    """`(threshold, flip)` in front of a chain that varies as the shape `like` does; None if they cannot move."""
+    try:
+        shape = np.broadcast_shapes(pack.threshold.shape, like)
+        if pack.one_plane_each:
+            shape = np.broadcast_shapes(shape, pack.flip.shape)
+    except ValueError:  # a PackSign of the source whose parameters do not fit its input
+        return None
+    threshold = np.ascontiguousarray(np.broadcast_to(pack.threshold, shape))
+    if pack.one_plane_each:
+        return fold(chain, threshold, np.ascontiguousarray(np.broadcast_to(pack.flip, shape)))
+    moved, falls = fold(chain, threshold, np.zeros(shape, np.bool_))
+    falling = np.all(falls, axis=pack.axis, keepdims=True)
+    if np.any(falls != falling):  # part of the thresholds can never be reached, or always
+        return None
+    if np.any(falling):
+        ascending = np.all(np.diff(threshold, axis=pack.axis) >= 0)
+        if not ascending or not _complements(pack.encode):
             return None
-        threshold, flip = np.broadcast_to(pack.threshold, shape), np.broadcast_to(pack.flip, shape)
-        folded, flipped = fold(chain, np.ascontiguousarray(threshold), np.ascontiguousarray(flip))
-        return Folded(pack, x, folded, flipped, step.op)
+        moved = np.where(falling, np.flip(moved, axis=pack.axis), moved)
+    return moved, pack.flip ^ falling
+
+
+def _complements(encode: Array) -> bool:
+    """Whether each bit of level P - L is the inverse of that of level L."""
+    bits = np.cumsum(np.pad(encode, ((0, 0), (1, 0))), axis=1) % 2  # [B, P + 1]
+    return bool(np.all(bits != bits[:, ::-1]))
 
 
 def _through_sign(pack: Pack, sign: Sign) -> Folded | None:

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from binarize_onnx.passes.base import Pass, Skip, constant_value, producer, record
-from binarize_onnx.passes.fuse_epilogue import ORDER, SLOTS
+from binarize_onnx.passes.fuse_epilogue import ORDER, SLOTS, is_neutral
 from binarize_onnx.passes.packing import Pack, match_pack
 from binarize_onnx.thresholds import on_integers
 
@@ -88,18 +88,7 @@ class SharePacks(Pass[tuple[gs.Node, gs.Node]]):
 
 def is_bare(layer: gs.Node) -> bool:
     """Whether Y is what `combine` makes of the integer dot products: one term, float steps neutral, no float16."""
-    if layer.attrs["dtype"] != TensorProto.FLOAT:
-        return False
-    steps = [constant_value(layer.inputs[SLOTS[slot]]) for slot, _ in ORDER]
-    ones = {"scale", "gate", "slope_pre", "slope"}
-    for (slot, _), values in zip(ORDER, steps, strict=True):
-        if values is None:
-            return False
-        neutral = values == 1 if slot in ones else (values == 0) & np.signbit(values)
-        if not np.all(neutral):
-            return False
-    scale = constant_value(layer.inputs[SLOTS["scale"]])
-    return scale is not None and scale.shape[0] == 1
+    return layer.attrs["dtype"] == TensorProto.FLOAT and all(is_neutral(layer, slot) for slot, _ in ORDER)
 
 
 def _is_accumulator(layer: gs.Node) -> bool:

@@ -7,7 +7,8 @@ The epilogue has one order: scale, gate, bias, slope_pre, residual, shift, slope
 its kind that is still to come; a step with none stays a node of its own, and so does everything behind it. Each slot
 rounds exactly as the node it replaces, so nothing changes but the number of passes over memory. A gate is what is
 computed at run time, a constant that differs from position to position (XNOR-Net++), or a second scale: that of a
-BatchNormalization behind alpha.
+BatchNormalization behind alpha. A residual that holds the channels of a tensor several times is that tensor: output o
+of the layer reads its channel o mod R.
 
     before   Cast(XnorConv(..., dtype = 1), to float16)
     after    XnorConv(..., dtype = 10)
@@ -25,7 +26,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from binarize_onnx import opset
-from binarize_onnx.passes.base import Array, Pass, Skip, along_axis, constant_value, record, split_operands
+from binarize_onnx.passes.base import Array, Pass, Skip, along_axis, constant_value, producer, record, split_operands
 
 SLOTS = {slot: 2 + index for index, slot in enumerate(opset.EPILOGUE)}
 
@@ -40,8 +41,23 @@ ORDER = (
     ("slope", "PRelu"),
     ("offset", "Add"),
 )
-POSITION = {slot: index for index, (slot, _) in enumerate(ORDER)}
+FACTORS = frozenset({"scale", "gate", "slope_pre", "slope"})  # neutral at 1, the others at -0.0
 ROUNDING = "float16"  # the rounding behind all of them
+
+
+def is_neutral(layer: gs.Node, slot: str) -> bool:
+    """Whether a float step of an XNOR layer does nothing; a scale of several terms adds them up."""
+    values = constant_value(layer.inputs[SLOTS[slot]])
+    if values is None or (slot == "scale" and values.shape[0] != 1):
+        return False
+    return bool(np.all(values == 1 if slot in FACTORS else (values == 0) & np.signbit(values)))
+
+
+def first_free(layer: gs.Node) -> int:
+    """Where in ORDER the next step may go: behind every step that does something; at its end behind a rounding."""
+    if layer.attrs["dtype"] != TensorProto.FLOAT:
+        return len(ORDER)
+    return max((1 + i for i, (slot, _) in enumerate(ORDER) if not is_neutral(layer, slot)), default=0)
 
 
 @dataclass(frozen=True)
@@ -57,11 +73,6 @@ class Fusion:
 class FuseEpilogue(Pass[Fusion]):
     """Take the next step behind each XNOR layer into the layer, until none fits."""
 
-    def run(self) -> bool:
-        """Start with all slots free: the layers lowered here have neutral epilogues."""
-        self._last: dict[str, int] = {}
-        return super().run()
-
     def match(self, node: gs.Node) -> Fusion | Skip | None:
         """An XNOR layer whose float output one fusable step reads and nothing else."""
         if node.name not in self.context.binary or node.op not in ("XnorConv", "XnorMatMul"):
@@ -73,8 +84,7 @@ class FuseEpilogue(Pass[Fusion]):
         if found is None:
             return None
         step, kind, operand = found
-        first = self._last.get(node.name, -1) + 1
-        for slot, op in ORDER[first:]:
+        for slot, op in ORDER[first_free(node) :]:
             if op == kind:
                 value = self._fits(node, slot, operand)
                 if value is not None:
@@ -123,16 +133,28 @@ class FuseEpilogue(Pass[Fusion]):
         """Fill the slot; the layer now writes what the step wrote."""
         if site.slot == ROUNDING:
             site.layer.inputs[SLOTS["residual"]], site.layer.attrs["dtype"] = site.value, int(TensorProto.FLOAT16)
-            self._last[site.layer.name] = len(ORDER)
         else:
             site.layer.inputs[SLOTS[site.slot]] = site.value
-            self._last[site.layer.name] = POSITION[site.slot]
         result = site.step.outputs[0]
         for reader in list(site.layer.outputs[0].outputs):
             reader.outputs.clear()
             reader.inputs.clear()
         site.layer.outputs[0] = result
         record(self.context.journal.epilogue, site.layer.name, site.slot)
+
+    def _once(self, residual: gs.Tensor, axis: int) -> gs.Tensor:
+        """What the channels of a residual repeat, if a Concat of one tensor with itself or a Tile makes them."""
+        maker = producer(residual)
+        if maker is None or maker.domain:
+            return residual
+        x = maker.inputs[0]
+        if maker.op == "Concat":
+            repeats = maker.attrs["axis"] in (axis, axis - len(self.context.shape(residual) or ()))
+            return x if repeats and all(t is x for t in maker.inputs) else residual
+        times = constant_value(maker.inputs[1]) if maker.op == "Tile" else None
+        if times is None or any(n != 1 for i, n in enumerate(times) if i != axis) or self.context.shape(x) is None:
+            return residual
+        return x
 
     def _fits(self, layer: gs.Node, slot: str, operand: gs.Tensor) -> gs.Tensor | None:
         """The operand in the slot's form, None if it does not go there."""
@@ -142,7 +164,8 @@ class FuseEpilogue(Pass[Fusion]):
         rank, axis = len(shape), 1 if layer.op == "XnorConv" else len(shape) - 1
         values = constant_value(operand)
         if slot == "residual":
-            return operand if values is None and self.context.shape(operand) == shape else None
+            fits = values is None and self.context.shape(operand) == shape
+            return self._once(operand, axis) if fits else None
         if values is None:
             gates = slot == "gate" and _broadcasts(self.context.shape(operand), shape)
             return operand if gates else None

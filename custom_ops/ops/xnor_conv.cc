@@ -5,8 +5,6 @@
 // apply the epilogue and pack.
 #include <algorithm>
 #include <array>
-#include <cmath>
-#include <limits>
 #include <optional>
 
 #include "cpu/xnor_accumulate/xnor_accumulate.h"
@@ -148,8 +146,10 @@ struct BorderClasses {
   BorderClasses(const ConvAttributes& attributes, const ConvShapes& shapes, int axis, int64_t size) {
     const int64_t kernel = shapes.kernel[axis], dilation = attributes.dilations[axis];
     const auto taps_before = [&](int64_t distance) {  // taps whose offset is less than `distance`
-      return static_cast<int32_t>(distance <= 0 ? 0 : std::min(kernel, ceil_div(distance, dilation)));
+      if (distance <= 0) return int32_t{0};
+      return static_cast<int32_t>(distance > (kernel - 1) * dilation ? kernel : ceil_div(distance, dilation));
     };
+    of_position.reserve(static_cast<size_t>(shapes.y.dim[2 + axis]));
     for (int64_t i = 0; i < shapes.y.dim[2 + axis]; ++i) {
       const int64_t pad_left = attributes.pads[axis] - i * attributes.strides[axis];
       const TapRange range{taps_before(pad_left), taps_before(pad_left + size)};
@@ -159,12 +159,19 @@ struct BorderClasses {
   }
 };
 
-// acc >= integer_threshold(t) is float(acc) >= t, for every |acc| < 2^24.
+// to[i] = from[i] + addend.
+void add_to_each(const int32_t* __restrict from, int64_t count, int32_t addend, int32_t* __restrict to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i] + addend;
+}
+
+// acc >= integer_threshold(t) is float(acc) >= t, for every |acc| < 2^24.  The thresholds that are always or never
+// reached are 2^26 away: differences of them and accumulators do not overflow.
 int32_t integer_threshold(float t) {
   constexpr float kBeyond = 1 << 24;
-  if (!(t <= kBeyond)) return std::numeric_limits<int32_t>::max();  // NaN too: never
-  if (t < -kBeyond) return std::numeric_limits<int32_t>::min();
-  return static_cast<int32_t>(std::ceil(t));
+  if (!(t <= kBeyond)) return 1 << 26;  // NaN too: never
+  if (t < -kBeyond) return -(1 << 26);
+  const int32_t toward_zero = static_cast<int32_t>(t);
+  return toward_zero + (static_cast<float>(toward_zero) < t);
 }
 
 class XnorConv {
@@ -263,6 +270,9 @@ class XnorConv {
     const int32_t *row_offset = nullptr, *row_class = nullptr, *k_offset = nullptr;
     const int32_t* base = nullptr;  // [blocks][classes][32]
     int64_t classes = 1;
+    // Bits straight from the counts: a set bit is base >= count, where base holds (base - threshold) / 2^shift.
+    bool counts_to_bits = false;
+    uint32_t* flips = nullptr;  // [blocks]
 
     int64_t pixels() const { return s.y.dim[2] * s.y.dim[3]; }
   };
@@ -271,6 +281,15 @@ class XnorConv {
   bool moves_bits() const { return attributes_.group > 1 && attributes_.group_channels() % kWordBits != 0; }
   int64_t group_out(const ConvShapes& s) const { return s.out_channels / attributes_.group; }
   int64_t group_blocks(const ConvShapes& s) const { return ceil_div(group_out(s), kWordBits); }
+  // The first output channel of a block, how many it has, and whether every block's channels are a word of Q.
+  int64_t channel_of(const ConvShapes& s, int64_t block) const {
+    return block / group_blocks(s) * group_out(s) + block % group_blocks(s) * kWordBits;
+  }
+  int64_t channels_of(const ConvShapes& s, int64_t block) const {
+    return std::min<int64_t>(kWordBits, group_out(s) - block % group_blocks(s) * kWordBits);
+  }
+  bool words_aligned(const ConvShapes& s) const { return attributes_.group == 1 || group_out(s) % kWordBits == 0; }
+  int32_t shift() const { return attributes_.x_low == -1 ? 1 : 0; }
 
   XnorWeightsLayout weights_layout(const ConvShapes& s, const Tensor* in) const {
     XnorWeightsLayout layout;
@@ -283,6 +302,7 @@ class XnorConv {
     layout.x_low = attributes_.x_low;
     layout.masked = !mask_is_neutral(in[kMask], 1, layout.length);
     layout.tap_sums = attributes_.corrects_borders();
+    layout.paired = xnor_.pairs && !layout.masked && layout.words() > 1;
     return layout;
   }
 
@@ -311,103 +331,145 @@ class XnorConv {
     job.group_stride = group_words;
     const int64_t planes = p.shape.dim[0] * s.planes * job.plane_words;
     const int64_t plane_size = checked_product(job.height, job.width, "the padded input");
-    const bool copied = moves_bits() || attributes_.padded();
+    const bool copied = moves_bits() || attributes_.padded() || job.layout.paired;
     uint32_t* copy = copied ? call.scratch<uint32_t>(checked_product(planes, plane_size, "the padded input")) : nullptr;
     job.x = copied ? copy : p.as<uint32_t>();
 
     const int64_t rows = s.y.dim[2], columns = s.y.dim[3];
     int32_t* row_offset = call.scratch<int32_t>(job.pixels());
-    const int32_t stride = static_cast<int32_t>(std::min(attributes_.strides[1], job.width));
-    for (int64_t y = 0; y < rows; ++y) {
-      const int32_t first = static_cast<int32_t>(y * attributes_.strides[0] * job.width);
-      int32_t* offsets = row_offset + y * columns;
-      for (int32_t x = 0; x < columns; ++x) offsets[x] = first + x * stride;  // in 32 bits: the compiler vectorises it
-    }
+    int32_t* column_offset = call.scratch<int32_t>(columns);
+    const int64_t stride = std::min(attributes_.strides[1], job.width);
+    for (int64_t x = 0; x < columns; ++x) column_offset[x] = static_cast<int32_t>(x * stride);
+    for (int64_t y = 0; y < rows; ++y)
+      add_to_each(column_offset, columns, static_cast<int32_t>(y * attributes_.strides[0] * job.width),
+                  row_offset + y * columns);
     job.row_offset = row_offset;
     int32_t* k_offset = call.scratch<int32_t>(job.layout.k_words());
     job.k_offset = k_offset;
     for (int64_t y = 0; y < s.kernel[0]; ++y)
       for (int64_t x = 0; x < s.kernel[1]; ++x)
         for (int64_t c = 0; c < group_words; ++c)
-          *k_offset++ = static_cast<int32_t>(c * plane_size + y * attributes_.dilations[0] * job.width +
-                                             x * attributes_.dilations[1]);
+          k_offset[job.layout.position(y * s.kernel[1] + x, c)] = static_cast<int32_t>(
+              c * plane_size + y * attributes_.dilations[0] * job.width + x * attributes_.dilations[1]);
 
-    const int64_t copies = copied ? planes : 0;
-    const auto copy_plane = [&](int64_t plane) {
-      this->copy_plane(p.as<uint32_t>(), plane, in_height, in_width, job, copy + plane * plane_size);
+    const int64_t pair = job.layout.paired ? 2 : 1;  // words of a group that are copied together
+    const int64_t pairs_of_group = ceil_div(group_words, pair);
+    const int64_t copies = copied ? planes / group_words * pairs_of_group : 0;
+    const auto copy_words = [&](int64_t item) {
+      const int64_t in_group = item % pairs_of_group * pair, first = item / pairs_of_group * group_words + in_group;
+      uint32_t* out = copy + first * plane_size;
+      copy_plane<false>(p.as<uint32_t>(), first, in_height, in_width, job, nullptr, out);
+      if (pair == 2 && in_group + 1 < group_words)
+        copy_plane<true>(p.as<uint32_t>(), first + 1, in_height, in_width, job, out, out + plane_size);
     };
-    if (!job.layout.tap_sums) {
+    job.counts_to_bits = counts_suffice(job);
+    std::optional<BorderClasses> vertical, horizontal;
+    if (job.layout.tap_sums) {
+      vertical.emplace(attributes_, s, 0, in_height);
+      horizontal.emplace(attributes_, s, 1, in_width);
+      const int64_t class_columns = static_cast<int64_t>(horizontal->ranges.size());
+      job.classes = checked_product(static_cast<int64_t>(vertical->ranges.size()), class_columns, "the border classes");
+      int32_t* row_class = call.scratch<int32_t>(job.pixels());
+      for (int64_t y = 0; y < rows; ++y) {
+        const int64_t first = vertical->of_position[static_cast<size_t>(y)] * class_columns;
+        add_to_each(horizontal->of_position.data(), columns, static_cast<int32_t>(first), row_class + y * columns);
+      }
+      job.row_class = row_class;
+    }
+    if (!job.layout.tap_sums && !job.counts_to_bits) {
       job.base = job.weights.base;
-      if (copies) call.parallel_for(copies, copy_plane);
+      if (copies) call.parallel_for(copies, copy_words);
       return;
     }
-    const BorderClasses vertical(attributes_, s, 0, in_height), horizontal(attributes_, s, 1, in_width);
-    const int64_t class_columns = static_cast<int64_t>(horizontal.ranges.size());
-    job.classes = checked_product(static_cast<int64_t>(vertical.ranges.size()), class_columns, "the border classes");
-    int32_t* row_class = call.scratch<int32_t>(job.pixels());
-    for (int64_t y = 0; y < rows; ++y) {
-      const int32_t first = static_cast<int32_t>(vertical.of_position[static_cast<size_t>(y)] * class_columns);
-      for (int64_t x = 0; x < columns; ++x)
-        row_class[y * columns + x] = first + horizontal.of_position[static_cast<size_t>(x)];
-    }
-    job.row_class = row_class;
     const int64_t block_bases = job.classes * kWordBits;
     int32_t* base = call.scratch<int32_t>(checked_product(job.layout.blocks, block_bases, "the border classes"));
     job.base = base;
+    if (job.counts_to_bits) job.flips = call.scratch<uint32_t>(job.layout.blocks);
     call.parallel_for(copies + job.layout.blocks, [&](int64_t item) {
-      if (item < copies) return copy_plane(item);
+      if (item < copies) return copy_words(item);
       const int64_t block = item - copies;
-      border_bases(job, vertical, horizontal, block, base + block * block_bases);
+      int32_t* block_base = base + block * block_bases;
+      if (job.layout.tap_sums)
+        border_bases(job, *vertical, *horizontal, block, block_base);
+      else
+        std::copy_n(job.weights.base + block * kWordBits, kWordBits, block_base);
+      if (job.counts_to_bits) subtract_thresholds(job, block, block_base);
     });
   }
 
-  // One plane of words with its border; for a group that does not start at a word, its bits moved to do so.
+  // One plane of words with its border; for a group that does not start at a word, its bits moved to do so.  Of a pair
+  // the second is copied as its XOR with the `first`.
+  template <bool second>
   void copy_plane(const uint32_t* p, int64_t plane, int64_t in_height, int64_t in_width, const Job& job,
-                  uint32_t* out) const {
+                  const uint32_t* first, uint32_t* out) const {
     const int64_t size = in_height * in_width, words = ceil_div(attributes_.channels, kWordBits);
     const int64_t image = plane / job.plane_words, word = plane % job.plane_words;
     const int64_t length = moves_bits() ? attributes_.group_channels() : attributes_.channels;
     const int64_t length_words = ceil_div(length, kWordBits);
     const int64_t bit = word / length_words * length + word % length_words * kWordBits;  // the first channel
     const uint32_t valid = valid_lanes(length, word % length_words);
-    const uint32_t border = attributes_.pad_value == 1 ? valid : 0;
     const uint32_t* low = p + (image * words + bit / kWordBits) * size;
     const int64_t shift = bit % kWordBits;
     const bool spills = shift != 0 && bit / kWordBits + 1 < words;
-    const int64_t left = attributes_.pads[1], right = attributes_.pads[3];
-    out = std::fill_n(out, attributes_.pads[0] * job.width, border);
+    // The word before the second of a pair is whole.
+    const uint32_t border = attributes_.pad_value == 1 ? (second ? ~valid : valid) : 0;
+    const auto copy_row = [&](auto word_at) {
+      const uint32_t* __restrict with = first;
+      uint32_t* __restrict to = out;
+      for (int64_t x = 0; x < in_width; ++x) to[x] = (word_at(x) & valid) ^ (second ? with[x] : 0);
+    };
+    const auto skip = [&](int64_t count) {
+      out += count;
+      if (second) first += count;
+    };
+    const auto pad = [&](int64_t count) {
+      std::fill_n(out, count, border);
+      skip(count);
+    };
+    pad(attributes_.pads[0] * job.width);
     for (int64_t y = 0; y < in_height; ++y, low += in_width) {
-      out = std::fill_n(out, left, border);
+      pad(attributes_.pads[1]);
       if (shift == 0)
-        for (int64_t x = 0; x < in_width; ++x) out[x] = low[x] & valid;
+        copy_row([low](int64_t x) { return low[x]; });
       else if (!spills)
-        for (int64_t x = 0; x < in_width; ++x) out[x] = low[x] >> shift & valid;
+        copy_row([=](int64_t x) { return low[x] >> shift; });
       else
-        for (int64_t x = 0; x < in_width; ++x)
-          out[x] = (low[x] >> shift | low[size + x] << (kWordBits - shift)) & valid;
-      out = std::fill_n(out + in_width, right, border);
+        copy_row([=](int64_t x) { return low[x] >> shift | low[size + x] << (kWordBits - shift); });
+      skip(in_width);
+      pad(attributes_.pads[3]);
     }
-    std::fill_n(out, attributes_.pads[2] * job.width, border);
+    pad(attributes_.pads[2] * job.width);
   }
 
   void border_bases(const Job& job, const BorderClasses& vertical, const BorderClasses& horizontal, int64_t block,
-                    int32_t* base) const {
+                    int32_t* __restrict base) const {
     const int64_t row = (job.s.kernel[1] + 1) * kWordBits;
     const int32_t* corners = job.weights.corners + block * job.layout.corners() * kWordBits;
     const int32_t* inside = job.weights.base + block * kWordBits;
     const int32_t* all = corners + job.s.kernel[0] * row + job.s.kernel[1] * kWordBits;
-    const int32_t factor = static_cast<int32_t>(attributes_.border_correction());
+    const int32_t sign = attributes_.border_correction() < 0 ? -1 : 0;  // (v ^ -1) - -1 is -v
     for (const TapRange& v : vertical.ranges)
       for (const TapRange& h : horizontal.ranges) {
         const int32_t* bottom_right = corners + v.end * row + h.end * kWordBits;
         const int32_t* top_right = corners + v.begin * row + h.end * kWordBits;
         const int32_t* bottom_left = corners + v.end * row + h.begin * kWordBits;
         const int32_t* top_left = corners + v.begin * row + h.begin * kWordBits;
-        for (int lane = 0; lane < kWordBits; ++lane)
-          base[lane] = inside[lane] +
-                       factor * (all[lane] - bottom_right[lane] + top_right[lane] + bottom_left[lane] - top_left[lane]);
+        for (int lane = 0; lane < kWordBits; ++lane) {
+          const int32_t outside = all[lane] - bottom_right[lane] + top_right[lane] + bottom_left[lane] - top_left[lane];
+          base[lane] = inside[lane] + ((outside ^ sign) - sign);
+        }
         base += kWordBits;
       }
+  }
+
+  // base -> (base - threshold) / 2^shift, rounded down: the largest count that still reaches the threshold.
+  void subtract_thresholds(const Job& job, int64_t block, int32_t* base) const {
+    const IntegerThresholds thresholds =
+        integer_thresholds(job, 0, channel_of(job.s, block), channels_of(job.s, block));
+    const int32_t shift = this->shift();
+    job.flips[block] = thresholds.flip;
+    for (int64_t i = 0; i < job.classes; ++i, base += kWordBits)
+      for (int lane = 0; lane < kWordBits; ++lane) base[lane] = (base[lane] - thresholds.of[lane]) >> shift;
   }
 
   // Pixels done at a time.  112 = 7 x 16: whole tiles of the accumulation, whole vectors of the epilogue, and
@@ -427,9 +489,8 @@ class XnorConv {
     const int64_t block_tasks = s.y.dim[0] * attributes_.group * group_blocks(s);
     const int64_t splits = std::min(chunks, ceil_div(kTasks, block_tasks));
 
-    const bool words_aligned = attributes_.group == 1 || group_out(s) % kWordBits == 0;
     float* whole_v = nullptr;  // where a block's channels are not a word of Q: packed at the end
-    if (job.q && !words_aligned)
+    if (job.q && !words_aligned(s))
       whole_v = job.y && epilogue_->dtype() == ORT_FLOAT ? static_cast<float*>(job.y)
                                                          : call.scratch<float>(element_count(s.y, "output Y"));
     call.parallel_for(block_tasks * splits, [&](int64_t item) {
@@ -449,53 +510,37 @@ class XnorConv {
     const ConvShapes& s = job.s;
     const int64_t blocks = attributes_.group * group_blocks(s);
     const int64_t n = block_of_batch / blocks, block = block_of_batch % blocks;
-    const int64_t group = block / group_blocks(s), first_in_group = block % group_blocks(s) * kWordBits;
-    const int64_t channel = group * group_out(s) + first_in_group;
-    const int64_t channels = std::min<int64_t>(kWordBits, group_out(s) - first_in_group);
+    const int64_t channel = channel_of(s, block), channels = channels_of(s, block);
     const int64_t size = chunk * kWordBits, out_terms = job.combine.outputs * s.bases;
+    const int64_t pixels = job.pixels(), out_words = ceil_div(s.out_channels, kWordBits);
+    uint32_t* q = job.q && !whole_v
+                      ? job.q + (n * job.epilogue.encode().planes * out_words + channel / kWordBits) * pixels + pixel
+                      : nullptr;
+    if (job.counts_to_bits)
+      return xnor_.bits(
+          {accumulation(job, n, 0, 0, block, pixel, count, nullptr), job.flips[block], valid_lanes(channels, 0), q});
+
     int32_t* acc = scratch;
     scratch += s.planes * s.bases * size;
 
     for (int64_t p = 0; p < s.planes; ++p)
-      for (int64_t m = 0; m < s.bases; ++m) {
-        const int64_t filters = m * blocks + block;
-        XnorAccumulateArgs args{};
-        args.x = job.x + ((n * s.planes + p) * job.plane_words + group * job.group_stride) * job.height * job.width;
-        args.row_offset = job.row_offset + pixel;
-        args.k_offset = job.k_offset;
-        args.w = job.weights.words + filters * job.layout.k_words() * kWordBits;
-        if (job.layout.masked) args.mask = job.weights.mask + filters * job.layout.k_words() * kWordBits;
-        args.base = job.base + filters * job.classes * kWordBits;
-        if (job.row_class) args.row_class = job.row_class + pixel;
-        args.acc = acc + (p * s.bases + m) * size;
-        args.acc_stride = kWordBits;
-        args.rows = count;
-        args.k_words = static_cast<int32_t>(job.layout.k_words());
-        args.shift = attributes_.x_low == -1 ? 1 : 0;
-        xnor_.accumulate(args);
-      }
+      for (int64_t m = 0; m < s.bases; ++m)
+        xnor_.accumulate(accumulation(job, n, p, m, block, pixel, count, acc + (p * s.bases + m) * size));
     if (!job.combine.identity) {
       xnor_.combine({acc, scratch, job.combine.matrix.data(), job.combine.outputs, s.planes, s.bases, size});
       acc = scratch;
       scratch += out_terms * size;
     }
 
-    const int64_t pixels = job.pixels(), out_words = ceil_div(s.out_channels, kWordBits);
-    uint32_t* q = job.q && !whole_v
-                      ? job.q + (n * job.epilogue.encode().planes * out_words + channel / kWordBits) * pixels + pixel
-                      : nullptr;
     if (!job.y && q && integers_suffice(job)) return pack_integers(job, n, channel, channels, acc, count, q);
 
     int32_t* turned = scratch;
-    for (int64_t t = 0; t < out_terms; ++t)
-      epilogue_kernel_.transpose({acc + t * size, turned + t * size, count, chunk});
     EpilogueArgs args{};
     job.epilogue.fill(args, n, channel, pixel);
     args.rows = channels;
     args.lanes = count;
-    args.acc = turned;
+    args.acc = acc;
     args.acc_term_stride = size;
-    args.acc_row_stride = chunk;
     const int64_t at = (n * s.out_channels + channel) * pixels + pixel;
     const bool half = epilogue_->dtype() == ORT_FLOAT16;
     if (job.y && !half) args.y = static_cast<float*>(job.y) + at;
@@ -507,11 +552,33 @@ class XnorConv {
       args.v = whole_v + at;
       args.v_row_stride = pixels;
     } else if (q && !args.y) {
-      v = args.v = reinterpret_cast<float*>(turned);  // in place: each element is read before it is written
+      v = args.v = reinterpret_cast<float*>(turned);
       v_stride = args.v_row_stride = chunk;
     }
-    epilogue_kernel_.epilogue(args);
+    epilogue_kernel_.turned_epilogue({args, turned, chunk});
     if (q) pack_rows(job, n, channel, channels, pixel, count, v, v_stride, q);
+  }
+
+  // Plane p of image n times weight basis m, for one block of filters and a run of pixels.
+  XnorAccumulateArgs accumulation(const Job& job, int64_t n, int64_t p, int64_t m, int64_t block, int64_t pixel,
+                                  int64_t count, int32_t* acc) const {
+    const int64_t group = block / group_blocks(job.s);
+    const int64_t filters = m * attributes_.group * group_blocks(job.s) + block;
+    XnorAccumulateArgs args{};
+    args.x = job.x + ((n * job.s.planes + p) * job.plane_words + group * job.group_stride) * job.height * job.width;
+    args.row_offset = job.row_offset + pixel;
+    args.k_offset = job.k_offset;
+    args.w = job.weights.words + filters * job.layout.k_words() * kWordBits;
+    if (job.layout.masked) args.mask = job.weights.mask + filters * job.layout.k_words() * kWordBits;
+    args.base = job.base + filters * job.classes * kWordBits;
+    if (job.row_class) args.row_class = job.row_class + pixel;
+    args.acc = acc;
+    args.acc_stride = kWordBits;
+    args.rows = count;
+    args.k_words = static_cast<int32_t>(job.layout.k_words());
+    args.pairs = static_cast<int32_t>(job.layout.pairs());
+    args.shift = job.counts_to_bits ? 0 : shift();
+    return args;
   }
 
   void pack_rows(const Job& job, int64_t n, int64_t channel, int64_t channels, int64_t pixel, int64_t count,
@@ -533,24 +600,41 @@ class XnorConv {
            thresholds.encode->matrix.empty();
   }
 
+  // Besides: one plane of one basis, one threshold a channel for all images, whole words.
+  bool counts_suffice(const Job& job) const {
+    const Thresholds& thresholds = job.epilogue.thresholds();
+    const auto same_for_all_images = [&](const auto& view) {
+      return job.s.y.dim[0] == 1 || view.at(0, 0, 0) == view.at(1, 0, 0);
+    };
+    return !job.y && words_aligned(job.s) && integers_suffice(job) && job.s.planes * job.s.bases == 1 &&
+           job.combine.identity && job.epilogue.encode().planes == 1 && same_for_all_images(thresholds.threshold) &&
+           same_for_all_images(thresholds.flip);
+  }
+
+  struct IntegerThresholds {
+    alignas(64) int32_t of[kWordBits] = {};
+    uint32_t flip = 0;
+  };
+  IntegerThresholds integer_thresholds(const Job& job, int64_t n, int64_t channel, int64_t channels,
+                                       int64_t plane = 0) const {
+    const Thresholds& thresholds = job.epilogue.thresholds();
+    const float* threshold = thresholds.threshold.at(n, channel, 0) + plane * thresholds.threshold.plane_stride;
+    IntegerThresholds out;
+    for (int64_t i = 0; i < channels; ++i)
+      out.of[i] = integer_threshold(threshold[i * thresholds.threshold.row_stride]);
+    if (!thresholds.flip.data) return out;
+    const uint8_t* flip = thresholds.flip.at(n, channel, 0) + plane * thresholds.flip.plane_stride;
+    for (int64_t i = 0; i < channels; ++i)
+      if (flip[i * thresholds.flip.row_stride]) out.flip |= uint32_t{1} << i;
+    return out;
+  }
+
   void pack_integers(const Job& job, int64_t n, int64_t channel, int64_t channels, const int32_t* acc, int64_t count,
                      uint32_t* q) const {
-    const Thresholds& thresholds = job.epilogue.thresholds();
-    for (int64_t plane = 0; plane < thresholds.encode->planes; ++plane) {
-      alignas(64) int32_t integers[kWordBits] = {};
-      PackAccumulatorsArgs args{};
-      for (int64_t i = 0; i < channels; ++i) {
-        integers[i] = integer_threshold(
-            *(thresholds.threshold.at(n, channel + i, 0) + plane * thresholds.threshold.plane_stride));
-        if (thresholds.flip.data && *(thresholds.flip.at(n, channel + i, 0) + plane * thresholds.flip.plane_stride))
-          args.flip |= uint32_t{1} << i;
-      }
-      args.valid = valid_lanes(channels, 0);
-      args.acc = acc;
-      args.threshold = integers;
-      args.rows = count;
-      args.q = q + plane * ceil_div(job.s.out_channels, kWordBits) * job.pixels();
-      pack_.accumulators(args);
+    for (int64_t plane = 0; plane < job.epilogue.encode().planes; ++plane) {
+      const IntegerThresholds thresholds = integer_thresholds(job, n, channel, channels, plane);
+      pack_.accumulators({acc, thresholds.of, thresholds.flip, valid_lanes(channels, 0),
+                          q + plane * ceil_div(job.s.out_channels, kWordBits) * job.pixels(), count});
     }
   }
 

@@ -37,7 +37,8 @@ void fill_block(const XnorWeightsLayout& layout, const XnorWeights& weights, int
       int32_t sums[kWordBits] = {};  // of this tap's weights
       for (int64_t c = 0; c < words_of_tap; ++c) {
         const uint32_t valid = valid_lanes(layout.length, c);
-        const int64_t at = ((y * width + x) * words_of_tap + c) * kWordBits;
+        const int64_t position = layout.position(y * width + x, c), at = position * kWordBits;
+        const bool second = position < 2 * layout.pairs() && position % 2 != 0;
         for (int lane = 0; lane < kWordBits; ++lane) {
           uint32_t w = 0, m = 0;
           if (lane < count) {
@@ -46,7 +47,7 @@ void fill_block(const XnorWeightsLayout& layout, const XnorWeights& weights, int
             m = valid;
             if (mask) m &= source.mask[f * ms.filter + c * ms.word + y * ms.tap_y + x * ms.tap_x];
           }
-          words[at + lane] = w;
+          words[at + lane] = second ? w ^ words[at + lane - kWordBits] : w;
           if (mask) mask[at + lane] = m;
           const int32_t plus = __builtin_popcount(w & m), all = __builtin_popcount(m);
           base[lane] += layout.x_low == -1 ? all : plus;

@@ -40,17 +40,18 @@ struct EpilogueArgs {
   bool round_to_half;  // v is rounded to float16 even where y_half is null
 };
 
-// to[lane][row] = from[row][lane] for 32 lanes; rows of `to` are to_stride apart, and are written up to the next
-// multiple of 16 past `rows`, for which `from` must be readable.
-struct TransposeArgs {
-  const int32_t* from;  // [rows][32]
-  int32_t* to;          // [32][to_stride]
-  int64_t rows, to_stride;
+// The same from accumulators that stand lane by lane, as a convolution makes them: acc is [terms][lanes][32], of whose
+// 32 the first `rows` exist; lanes are readable up to the next multiple of 16.  `turned` is scratch for
+// [terms][32][turned_stride], turned_stride the lanes rounded up to a multiple of 16 or more; v may be its first term.
+struct TurnedEpilogueArgs {
+  EpilogueArgs epilogue;  // acc_row_stride is not used
+  int32_t* turned;
+  int64_t turned_stride;
 };
 
 #define EPILOGUE_KERNEL(name, isa)           \
   void epilogue_##name(const EpilogueArgs&); \
-  void transpose_##name(const TransposeArgs&);
+  void turned_epilogue_##name(const TurnedEpilogueArgs&);
 #include "cpu/epilogue/kernels.inc"
 #undef EPILOGUE_KERNEL
 
@@ -58,11 +59,11 @@ struct EpilogueKernel {
   const char* name;
   Isa isa;
   void (*epilogue)(const EpilogueArgs&);
-  void (*transpose)(const TransposeArgs&);
+  void (*turned_epilogue)(const TurnedEpilogueArgs&);
 };
 
 inline constexpr EpilogueKernel kEpilogueKernels[] = {
-#define EPILOGUE_KERNEL(name, isa) {#name, Isa::isa, epilogue_##name, transpose_##name},
+#define EPILOGUE_KERNEL(name, isa) {#name, Isa::isa, epilogue_##name, turned_epilogue_##name},
 #include "cpu/epilogue/kernels.inc"
 #undef EPILOGUE_KERNEL
 };

@@ -1,4 +1,4 @@
-#include "cpu/epilogue/epilogue.h"
+#include "cpu/epilogue/turn_first.h"
 #include "cpu/half.h"
 
 namespace binarize {
@@ -79,10 +79,12 @@ void epilogue_scalar(const EpilogueArgs& args) {
     }
 }
 
-void transpose_scalar(const TransposeArgs& args) {
-  for (int64_t lane = 0; lane < kWordBits; ++lane)
-    for (int64_t row = 0; row < args.rows; ++row)
-      args.to[lane * args.to_stride + row] = args.from[row * kWordBits + lane];
+void turned_epilogue_scalar(const TurnedEpilogueArgs& args) {
+  const auto turn = [](const int32_t* from, int32_t* to, int64_t lanes, int64_t to_stride) {
+    for (int64_t row = 0; row < kWordBits; ++row)
+      for (int64_t lane = 0; lane < lanes; ++lane) to[row * to_stride + lane] = from[lane * kWordBits + row];
+  };
+  turn_first(args, turn, epilogue_scalar);
 }
 
 }  // namespace binarize

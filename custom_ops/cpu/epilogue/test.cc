@@ -1,6 +1,7 @@
 // Against one scalar expression a step, written from the formula in epilogue.h.
 #include "cpu/epilogue/epilogue.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "cpu/half.h"
@@ -107,22 +108,30 @@ void run(int64_t rows, int64_t lanes, int64_t terms, unsigned steps, bool half, 
       expect_same(y_half, expected_half, name + ": y float16" + what);
     else
       expect_same(y, expected, name + ": y" + what);
-  });
-}
 
-void run_transpose(int64_t rows, Random& random) {
-  const int64_t padded = (rows + 15) / 16 * 16;
-  std::vector<int32_t> from;
-  for (int64_t i = 0; i < padded * kWordBits; ++i) from.push_back(static_cast<int32_t>(random.word()));
-  for_each_runnable(kEpilogueKernels, [&](const EpilogueKernel& kernel, const std::string& name) {
-    std::vector<int32_t> to(static_cast<size_t>(padded * kWordBits)), got, expected;
-    kernel.transpose({from.data(), to.data(), rows, padded});
-    for (int64_t lane = 0; lane < kWordBits; ++lane)
-      for (int64_t row = 0; row < rows; ++row) {
-        got.push_back(to[static_cast<size_t>(lane * padded + row)]);
-        expected.push_back(from[static_cast<size_t>(row * kWordBits + lane)]);
-      }
-    expect_same(got, expected, name + ": transpose of " + std::to_string(rows) + " rows");
+    const int64_t stride = (lanes + 15) / 16 * 16, size = stride * kWordBits;
+    std::vector<int32_t> by_lane(static_cast<size_t>(terms * size), 7), turned(by_lane);
+    for (int64_t t = 0; t < terms; ++t)
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t l = 0; l < lanes; ++l)
+          by_lane[static_cast<size_t>(t * size + l * kWordBits + r)] =
+              acc[static_cast<size_t>((t * rows + r) * lanes + l)];
+    own.acc = by_lane.data();
+    own.acc_term_stride = size;
+    own.v = reinterpret_cast<float*>(turned.data());
+    own.v_row_stride = stride;
+    std::fill(y.begin(), y.end(), 7.0f);
+    std::fill(y_half.begin(), y_half.end(), uint16_t{7});
+    kernel.turned_epilogue({own, turned.data(), stride});
+    std::vector<float> v_of_rows(expected.size(), 7.0f);
+    for (int64_t r = 0; r < rows; ++r)
+      std::memcpy(&v_of_rows[static_cast<size_t>(r * (lanes + 5))], &turned[static_cast<size_t>(r * stride)],
+                  static_cast<size_t>(lanes) * sizeof(float));
+    expect_same(v_of_rows, expected, name + ": turned, v" + what);
+    if (half)
+      expect_same(y_half, expected_half, name + ": turned, y float16" + what);
+    else
+      expect_same(y, expected, name + ": turned, y" + what);
   });
 }
 
@@ -157,6 +166,9 @@ int main() {
           run(4, lanes, terms, (1 << kSteps) - 1, half, per_lane, random);
           for (int step = 0; step < kSteps; ++step) run(3, lanes, terms, 1u << step, half, per_lane, random);
         }
-  for (int64_t rows : {1, 7, 16, 17, 49, 112}) run_transpose(rows, random);
+  for (int64_t rows : {1, 15, 16, 17, 31, 32})  // of 32 that are turned: 16 at a time, and what is left
+    for (int64_t lanes : {1, 16, 49, 112})
+      for (int64_t terms : {1, 2})
+        for (bool half : {false, true}) run(rows, lanes, terms, (1 << kSteps) - 1, half, lanes == 49, random);
   return report("epilogue");
 }

@@ -1,6 +1,6 @@
 #include <immintrin.h>
 
-#include "cpu/epilogue/epilogue.h"
+#include "cpu/epilogue/turn_first.h"
 
 namespace binarize {
 namespace {
@@ -112,6 +112,33 @@ __attribute__((always_inline)) inline void run_strip(const EpilogueArgs& args, i
   if (args.v) strip.store(args.v + row * args.v_row_stride + lane);
 }
 
+inline void turn(const int32_t* from, int32_t* to, int64_t lanes, int64_t to_stride) {
+  for (int64_t lane = 0; lane < lanes; lane += kVectorLanes)
+    for (int64_t row = 0; row < kWordBits; row += kVectorLanes) {
+      const int32_t* in = from + lane * kWordBits + row;
+      int32_t* out = to + row * to_stride + lane;
+      // 8 x 8 in three rounds: pairs of lanes, pairs of pairs, then halves of registers.
+      __m256i a[8], b[8];
+      for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + i * kWordBits));
+      for (int i = 0; i < 8; i += 2) {
+        b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
+      }
+      for (int i = 0; i < 8; i += 4) {  // a[i + j]: lanes i..i+3 of rows j and 4 + j
+        a[i] = _mm256_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm256_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm256_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm256_unpackhi_epi64(b[i + 1], b[i + 3]);
+      }
+      for (int j = 0; j < 4; ++j) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + j * to_stride),
+                            _mm256_permute2x128_si256(a[j], a[4 + j], 0x20));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + (4 + j) * to_stride),
+                            _mm256_permute2x128_si256(a[j], a[4 + j], 0x31));
+      }
+    }
+}
+
 }  // namespace
 
 void epilogue_avx2(const EpilogueArgs& args) {
@@ -125,31 +152,6 @@ void epilogue_avx2(const EpilogueArgs& args) {
   }
 }
 
-void transpose_avx2(const TransposeArgs& args) {
-  for (int64_t row = 0; row < args.rows; row += kVectorLanes)
-    for (int64_t lane = 0; lane < kWordBits; lane += kVectorLanes) {
-      const int32_t* from = args.from + row * kWordBits + lane;
-      int32_t* to = args.to + lane * args.to_stride + row;
-      // 8 x 8 in three rounds: pairs of rows, pairs of pairs, then halves of registers.
-      __m256i a[8], b[8];
-      for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + i * kWordBits));
-      for (int i = 0; i < 8; i += 2) {
-        b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]);
-        b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
-      }
-      for (int i = 0; i < 8; i += 4) {  // a[i + j]: rows i..i+3 of columns j and 4 + j
-        a[i] = _mm256_unpacklo_epi64(b[i], b[i + 2]);
-        a[i + 1] = _mm256_unpackhi_epi64(b[i], b[i + 2]);
-        a[i + 2] = _mm256_unpacklo_epi64(b[i + 1], b[i + 3]);
-        a[i + 3] = _mm256_unpackhi_epi64(b[i + 1], b[i + 3]);
-      }
-      for (int j = 0; j < 4; ++j) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + j * args.to_stride),
-                            _mm256_permute2x128_si256(a[j], a[4 + j], 0x20));
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (4 + j) * args.to_stride),
-                            _mm256_permute2x128_si256(a[j], a[4 + j], 0x31));
-      }
-    }
-}
+void turned_epilogue_avx2(const TurnedEpilogueArgs& args) { turn_first(args, turn, epilogue_avx2); }
 
 }  // namespace binarize

@@ -7,109 +7,179 @@ namespace {
 
 constexpr int64_t kVectorLanes = 16;
 
-// The lanes of one row that are held in registers while all steps run; masked where fewer than all of them exist.
-template <int vectors, bool masked>
-struct Strip {
-  __m512 z[vectors];
+// Rows x vectors of lanes that are held in registers while all steps run; masked where fewer than all lanes exist.
+template <int rows, int vectors, bool masked>
+struct Tile {
+  __m512 z[rows * vectors];  // vector v of row r is z[r * vectors + v]
   __mmask16 valid[vectors];
   int64_t row, lane;
 
-  Strip(int64_t row, int64_t lane, int64_t lanes) : row(row), lane(lane) {
-    for (int i = 0; i < vectors; ++i) {
-      const int64_t left = lanes - lane - i * kVectorLanes;
-      valid[i] = !masked || left >= kVectorLanes ? 0xffff : left <= 0 ? 0 : static_cast<__mmask16>((1u << left) - 1);
+  Tile(int64_t row, int64_t lane, int64_t lanes) : row(row), lane(lane) {
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t left = lanes - lane - v * kVectorLanes;
+      valid[v] = !masked || left >= kVectorLanes ? 0xffff : left <= 0 ? 0 : static_cast<__mmask16>((1u << left) - 1);
     }
   }
-  __m512 load(int i, const float* data) const {
-    data += i * kVectorLanes;
-    return masked ? _mm512_maskz_loadu_ps(valid[i], data) : _mm512_loadu_ps(data);
+  __m512 load(int v, const float* data) const {
+    data += v * kVectorLanes;
+    return masked ? _mm512_maskz_loadu_ps(valid[v], data) : _mm512_loadu_ps(data);
   }
-  __m512 load(int i, const int32_t* data) const {
-    data += i * kVectorLanes;
-    return _mm512_cvtepi32_ps(masked ? _mm512_maskz_loadu_epi32(valid[i], data) : _mm512_loadu_si512(data));
+  __m512 load(int v, const int32_t* data) const {
+    data += v * kVectorLanes;
+    return _mm512_cvtepi32_ps(masked ? _mm512_maskz_loadu_epi32(valid[v], data) : _mm512_loadu_si512(data));
   }
-  __m512 load(int i, const uint16_t* data) const {
-    data += i * kVectorLanes;
-    return _mm512_cvtph_ps(masked ? _mm256_maskz_loadu_epi16(valid[i], data)
+  __m512 load(int v, const uint16_t* data) const {
+    data += v * kVectorLanes;
+    return _mm512_cvtph_ps(masked ? _mm256_maskz_loadu_epi16(valid[v], data)
                                   : _mm256_loadu_si256(reinterpret_cast<const __m256i*>(data)));
   }
-  void store(float* data) const {
-    for (int i = 0; i < vectors; ++i)
-      masked ? _mm512_mask_storeu_ps(data + i * kVectorLanes, valid[i], z[i])
-             : _mm512_storeu_ps(data + i * kVectorLanes, z[i]);
+  __attribute__((always_inline)) void store(float* data, int64_t row_stride) const {
+#pragma GCC unroll 16
+    for (int r = 0; r < rows; ++r)
+      for (int v = 0; v < vectors; ++v) {
+        float* to = data + (row + r) * row_stride + lane + v * kVectorLanes;
+        masked ? _mm512_mask_storeu_ps(to, valid[v], z[r * vectors + v]) : _mm512_storeu_ps(to, z[r * vectors + v]);
+      }
   }
 
-  // step(i, operand vector) for each vector of the strip.
+  // step(i, operand vector) for each vector z[i].  Row r of the tile reads the operand's row first_row + r, or, where
+  // they repeat, (first_row + r) % repeat.
   template <class T, class Step>
-  __attribute__((always_inline)) void each(const Operand<T>& operand, int64_t operand_row, Step step) {
-    const T* data = operand.data + operand_row * operand.row_stride;
+  __attribute__((always_inline)) void each(const Operand<T>& operand, int64_t first_row, int64_t repeat, Step step) {
+    const T* data = operand.data + first_row * operand.row_stride;
+    const T* const end = operand.data + repeat * operand.row_stride;
+    const auto next_row = [&] {
+      data += operand.row_stride;
+      if (repeat && data == end) data = operand.data;
+    };
     if (operand.lane_stride == 0) {
-      const __m512 value = broadcast(*data);
-      for (int i = 0; i < vectors; ++i) step(i, value);
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) {
+        const __m512 value = broadcast(*data);
+        for (int v = 0; v < vectors; ++v) step(r * vectors + v, value);
+        if (r + 1 < rows) next_row();
+      }
     } else {
-      for (int i = 0; i < vectors; ++i) step(i, load(i, data + lane));
+#pragma GCC unroll 16
+      for (int r = 0; r < rows; ++r) {
+        for (int v = 0; v < vectors; ++v) step(r * vectors + v, load(v, data + lane));
+        if (r + 1 < rows) next_row();
+      }
     }
   }
   static __m512 broadcast(float value) { return _mm512_set1_ps(value); }
   static __m512 broadcast(uint16_t value) { return _mm512_cvtph_ps(_mm256_set1_epi16(static_cast<int16_t>(value))); }
 
   __attribute__((always_inline)) void multiply(const Operand<float>& operand) {
-    if (operand.data) each(operand, row, [&](int i, __m512 by) { z[i] = _mm512_mul_ps(z[i], by); });
+    if (operand.data) each(operand, row, 0, [&](int i, __m512 by) { z[i] = _mm512_mul_ps(z[i], by); });
   }
   template <class T>
-  __attribute__((always_inline)) void add(const Operand<T>& operand, int64_t operand_row) {
-    if (operand.data) each(operand, operand_row, [&](int i, __m512 by) { z[i] = _mm512_add_ps(z[i], by); });
+  __attribute__((always_inline)) void add(const Operand<T>& operand, int64_t first_row, int64_t repeat = 0) {
+    if (operand.data) each(operand, first_row, repeat, [&](int i, __m512 by) { z[i] = _mm512_add_ps(z[i], by); });
   }
   __attribute__((always_inline)) void activate(const Operand<float>& operand) {
     if (operand.data)
-      each(operand, row, [&](int i, __m512 slope) {
+      each(operand, row, 0, [&](int i, __m512 slope) {
         const __mmask16 not_positive = _mm512_cmp_ps_mask(z[i], _mm512_setzero_ps(), _CMP_NGT_UQ);
         z[i] = _mm512_mask_mul_ps(z[i], not_positive, z[i], slope);
       });
   }
 };
 
-template <int vectors, bool masked>
-__attribute__((always_inline)) inline void run_strip(const EpilogueArgs& args, int64_t row, int64_t lane) {
-  Strip<vectors, masked> strip(row, lane, args.lanes);
-  const int32_t* acc = args.acc + row * args.acc_row_stride + lane;
-  for (int i = 0; i < vectors; ++i) strip.z[i] = strip.load(i, acc);
-  strip.multiply(args.scale);
+// load_term(tile, term): the accumulators of a term as floats, into tile.z.
+template <int rows, int vectors, bool masked, class LoadTerm>
+__attribute__((always_inline)) inline void run_tile(const EpilogueArgs& args, int64_t row, int64_t lane,
+                                                    LoadTerm load_term) {
+  Tile<rows, vectors, masked> tile(row, lane, args.lanes);
+  load_term(tile, int64_t{0});
+  tile.multiply(args.scale);
   for (int64_t term = 1; term < args.terms; ++term) {
-    Strip<vectors, masked> product(row, lane, args.lanes);
-    for (int i = 0; i < vectors; ++i) product.z[i] = product.load(i, acc + term * args.acc_term_stride);
+    Tile<rows, vectors, masked> product(row, lane, args.lanes);
+    load_term(product, term);
     Operand<float> scale = args.scale;
     if (scale.data) scale.data += term * args.scale_term_stride;
     product.multiply(scale);
-    for (int i = 0; i < vectors; ++i) strip.z[i] = _mm512_add_ps(strip.z[i], product.z[i]);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows * vectors; ++i) tile.z[i] = _mm512_add_ps(tile.z[i], product.z[i]);
   }
-  strip.multiply(args.gate);
-  strip.add(args.bias, row);
-  strip.activate(args.slope_pre);
+  tile.multiply(args.gate);
+  tile.add(args.bias, row);
+  tile.activate(args.slope_pre);
   if (args.residual.data || args.residual_half) {
-    const int64_t residual_row = (args.residual_first + row) % args.residual_rows;
-    strip.add(args.residual, residual_row);
-    strip.add(Operand<uint16_t>{args.residual_half, args.residual.row_stride, args.residual.lane_stride}, residual_row);
+    const int64_t first = (args.residual_first + row) % args.residual_rows;
+    tile.add(args.residual, first, args.residual_rows);
+    tile.add(Operand<uint16_t>{args.residual_half, args.residual.row_stride, args.residual.lane_stride}, first,
+             args.residual_rows);
   }
-  strip.add(args.shift, row);
-  strip.activate(args.slope);
-  strip.add(args.offset, row);
+  tile.add(args.shift, row);
+  tile.activate(args.slope);
+  tile.add(args.offset, row);
   if (args.round_to_half)
-    for (int i = 0; i < vectors; ++i) {
-      const __m256i half = _mm512_cvtps_ph(strip.z[i], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-      if (args.y_half)
-        _mm256_mask_storeu_epi16(args.y_half + row * args.y_row_stride + lane + i * kVectorLanes, strip.valid[i], half);
-      strip.z[i] = _mm512_cvtph_ps(half);
-    }
-  if (args.y) strip.store(args.y + row * args.y_row_stride + lane);
-  if (args.v) strip.store(args.v + row * args.v_row_stride + lane);
+    for (int r = 0; r < rows; ++r)
+      for (int v = 0; v < vectors; ++v) {
+        __m512& z = tile.z[r * vectors + v];
+        const __m256i half = _mm512_cvtps_ph(z, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        if (args.y_half)
+          _mm256_mask_storeu_epi16(args.y_half + (row + r) * args.y_row_stride + lane + v * kVectorLanes, tile.valid[v],
+                                   half);
+        z = _mm512_cvtph_ps(half);
+      }
+  if (args.y) tile.store(args.y, args.y_row_stride);
+  if (args.v) tile.store(args.v, args.v_row_stride);
 }
 
-}  // namespace
+template <int vectors, bool masked>
+__attribute__((always_inline)) inline void run_strip(const EpilogueArgs& args, int64_t row, int64_t lane) {
+  run_tile<1, vectors, masked>(args, row, lane, [&](auto& tile, int64_t term) {
+    const int32_t* acc = args.acc + term * args.acc_term_stride + row * args.acc_row_stride + lane;
+    for (int v = 0; v < vectors; ++v) tile.z[v] = tile.load(v, acc);
+  });
+}
 
-void epilogue_avx512(const EpilogueArgs& args) {
+// to[row] = lanes 0..15 of row `row`, from 16 lanes of 16 rows, 32 apart.
+__attribute__((always_inline)) inline void turn(const int32_t* from, __m512i (&to)[16]) {
+  // Four rounds: pairs of lanes, pairs of pairs, then quarters of registers twice.
+  __m512i a[16], b[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(from + i * kWordBits);
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {  // a[i + j]: lanes i..i+3 of rows 4q + j, q the quarter of the register
+    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512i even_first = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x88);
+    const __m512i odd_first = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xdd);
+    const __m512i even_last = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88);
+    const __m512i odd_last = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xdd);
+    to[j] = _mm512_shuffle_i32x4(even_first, even_last, 0x88);
+    to[8 + j] = _mm512_shuffle_i32x4(even_first, even_last, 0xdd);
+    to[4 + j] = _mm512_shuffle_i32x4(odd_first, odd_last, 0x88);
+    to[12 + j] = _mm512_shuffle_i32x4(odd_first, odd_last, 0xdd);
+  }
+}
+
+template <bool masked>
+__attribute__((always_inline)) inline void run_turned(const EpilogueArgs& args, int64_t row, int64_t lane) {
+  run_tile<16, 1, masked>(args, row, lane, [&](auto& tile, int64_t term) {
+    __m512i rows[16];
+    turn(args.acc + term * args.acc_term_stride + lane * kWordBits + row, rows);
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) tile.z[r] = _mm512_cvtepi32_ps(rows[r]);
+  });
+}
+
+void run_rows(const EpilogueArgs& args, int64_t first_row) {
   constexpr int64_t kLong = 7 * kVectorLanes, kShort = 4 * kVectorLanes;
-  for (int64_t row = 0; row < args.rows; ++row) {
+  for (int64_t row = first_row; row < args.rows; ++row) {
     int64_t lane = 0;
     for (; lane + kLong <= args.lanes; lane += kLong) run_strip<7, false>(args, row, lane);
     for (; lane + kShort <= args.lanes; lane += kShort) run_strip<4, false>(args, row, lane);
@@ -117,35 +187,32 @@ void epilogue_avx512(const EpilogueArgs& args) {
   }
 }
 
-void transpose_avx512(const TransposeArgs& args) {
-  for (int64_t row = 0; row < args.rows; row += 16)
-    for (int64_t lane = 0; lane < kWordBits; lane += 16) {
-      const int32_t* from = args.from + row * kWordBits + lane;
-      int32_t* to = args.to + lane * args.to_stride + row;
-      // 16 x 16 in four rounds: pairs of rows, pairs of pairs, then quarters of registers twice.
-      __m512i a[16], b[16];
-      for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(from + i * kWordBits);
-      for (int i = 0; i < 16; i += 2) {
-        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-      }
-      for (int i = 0; i < 16; i += 4) {  // a[i + j]: rows i..i+3 of columns 4q + j, q the quarter of the register
-        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-      }
-      for (int j = 0; j < 4; ++j) {
-        const __m512i even_top = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x88);
-        const __m512i odd_top = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xdd);
-        const __m512i even_bottom = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88);
-        const __m512i odd_bottom = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xdd);
-        _mm512_storeu_si512(to + j * args.to_stride, _mm512_shuffle_i32x4(even_top, even_bottom, 0x88));
-        _mm512_storeu_si512(to + (8 + j) * args.to_stride, _mm512_shuffle_i32x4(even_top, even_bottom, 0xdd));
-        _mm512_storeu_si512(to + (4 + j) * args.to_stride, _mm512_shuffle_i32x4(odd_top, odd_bottom, 0x88));
-        _mm512_storeu_si512(to + (12 + j) * args.to_stride, _mm512_shuffle_i32x4(odd_top, odd_bottom, 0xdd));
-      }
+}  // namespace
+
+void epilogue_avx512(const EpilogueArgs& args) { run_rows(args, 0); }
+
+// 16 rows at a time never leave the registers; what is left of the rows is turned in memory.
+void turned_epilogue_avx512(const TurnedEpilogueArgs& args) {
+  const EpilogueArgs& in = args.epilogue;
+  int64_t row = 0;
+  for (; row + 16 <= in.rows; row += 16) {
+    int64_t lane = 0;
+    for (; lane + kVectorLanes <= in.lanes; lane += kVectorLanes) run_turned<false>(in, row, lane);
+    if (lane < in.lanes) run_turned<true>(in, row, lane);
+  }
+  if (row == in.rows) return;
+  EpilogueArgs rest = in;
+  rest.acc = args.turned;
+  rest.acc_term_stride = kWordBits * args.turned_stride;
+  rest.acc_row_stride = args.turned_stride;
+  for (int64_t term = 0; term < in.terms; ++term)
+    for (int64_t lane = 0; lane < in.lanes; lane += kVectorLanes) {
+      __m512i rows[16];
+      turn(in.acc + term * in.acc_term_stride + lane * kWordBits + row, rows);
+      for (int r = 0; r < 16; ++r)
+        _mm512_storeu_si512(args.turned + term * rest.acc_term_stride + (row + r) * args.turned_stride + lane, rows[r]);
     }
+  run_rows(rest, row);
 }
 
 }  // namespace binarize

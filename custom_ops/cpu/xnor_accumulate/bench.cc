@@ -13,15 +13,37 @@ int main() {
       const std::vector<uint32_t> x = random.words(kRows * 2 + k_words);
       const Aligned<uint32_t> w(random.words(k_words * kWordBits)), mask(random.words(k_words * kWordBits));
       std::vector<int32_t> row_offset, k_offset, base(kWordBits), acc(kRows * kWordBits);
+      std::vector<uint32_t> bits(kRows);
       for (int64_t r = 0; r < kRows; ++r) row_offset.push_back(static_cast<int32_t>(r));
       for (int64_t k = 0; k < k_words; ++k) k_offset.push_back(static_cast<int32_t>(k));
       for_each_runnable(kXnorAccumulateKernels, [&](const XnorAccumulateKernel& kernel, const std::string& name) {
-        const double ns = best_ns([&] {
-          kernel.accumulate({x.data(), row_offset.data(), k_offset.data(), w.data, masked ? mask.data : nullptr,
-                             base.data(), nullptr, acc.data(), kWordBits, kRows, static_cast<int32_t>(k_words), 1});
-        });
-        std::printf("%-16s %3ld words%s: %7.0f ns, %6.0f MAC/ns\n", name.c_str(), static_cast<long>(k_words),
-                    masked ? ", masked" : "", ns, static_cast<double>(kRows * k_words * kWordBits * kWordBits) / ns);
+        for (bool paired : {false, true}) {
+          if (paired && (masked || !kernel.pairs)) continue;
+          const XnorAccumulateArgs args{x.data(),
+                                        row_offset.data(),
+                                        k_offset.data(),
+                                        w.data,
+                                        masked ? mask.data : nullptr,
+                                        base.data(),
+                                        nullptr,
+                                        acc.data(),
+                                        kWordBits,
+                                        kRows,
+                                        static_cast<int32_t>(k_words),
+                                        1,
+                                        static_cast<int32_t>(paired ? k_words / 2 : 0)};
+          XnorAccumulateArgs unshifted = args;
+          unshifted.shift = 0;
+          const double work = static_cast<double>(kRows * k_words * kWordBits * kWordBits);
+          const double ns = best_ns([&] { kernel.accumulate(args); });
+          const double bits_ns = best_ns([&] { kernel.bits({unshifted, 0, ~0u, bits.data()}); });
+          std::printf("%-16s %3ld words%-8s: %7.0f ns, %6.0f MAC/ns; to bits %6.0f MAC/ns\n", name.c_str(),
+                      static_cast<long>(k_words),
+                      masked   ? ", masked"
+                      : paired ? ", paired"
+                               : "",
+                      ns, work / ns, work / bits_ns);
+        }
       });
     }
 }

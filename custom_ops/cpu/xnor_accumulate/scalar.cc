@@ -1,4 +1,4 @@
-#include "cpu/xnor_accumulate/xnor_accumulate.h"
+#include "cpu/xnor_accumulate/bits_by_chunks.h"
 
 namespace binarize {
 namespace {
@@ -34,6 +34,14 @@ void xnor_accumulate_scalar(const XnorAccumulateArgs& args) {
     for (int lane = 0; lane < kWordBits; ++lane)
       acc[lane] = base[lane] - static_cast<int32_t>(mismatches[lane] << args.shift);
   }
+}
+
+void xnor_bits_scalar(const XnorBitsArgs& args) {
+  bits_by_chunks(args, xnor_accumulate_scalar, [](const int32_t* acc) {
+    uint32_t word = 0;
+    for (int lane = 0; lane < kWordBits; ++lane) word |= (static_cast<uint32_t>(acc[lane]) >> 31) << lane;
+    return word;
+  });
 }
 
 // Modulo 2^32, as the vector variants: rows and lanes past the last hold anything, and their sums are not used.

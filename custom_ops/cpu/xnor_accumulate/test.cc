@@ -69,13 +69,55 @@ void run(const Case& c, Random& random) {
       expected.push_back(sum);
     }
 
-  const Aligned<uint32_t> aligned_w(w), aligned_mask(mask);
+  // The bits are taken of base - count: the accumulators themselves where nothing shifts the count.
+  const uint32_t flip = random.word(), valid = random.word();
+  std::vector<uint32_t> expected_bits;
+  for (int64_t r = 0; r < c.rows; ++r) {
+    uint32_t word = 0;
+    for (int64_t o = 0; o < lanes; ++o) {
+      const int32_t from = base[static_cast<size_t>((c.classes ? row_class[static_cast<size_t>(r)] : 0) * lanes + o)];
+      const int32_t shifted = from - expected[static_cast<size_t>(r * lanes + o)];
+      word |= static_cast<uint32_t>(from - (c.x_low == -1 ? shifted / 2 : shifted) >= 0) << o;
+    }
+    expected_bits.push_back((word ^ flip) & valid);
+  }
+
+  const Aligned<uint32_t> aligned_mask(mask);
   for_each_runnable(kXnorAccumulateKernels, [&](const XnorAccumulateKernel& kernel, const std::string& name) {
-    std::vector<int32_t> acc(static_cast<size_t>(c.rows * lanes));
-    kernel.accumulate({x.data(), row_offset.data(), k_offset.data(), aligned_w.data,
-                       c.masked ? aligned_mask.data : nullptr, base.data(), c.classes ? row_class.data() : nullptr,
-                       acc.data(), lanes, c.rows, static_cast<int32_t>(c.k_words), c.x_low == -1 ? 1 : 0});
-    expect_same(acc, expected, name + ": " + c.why);
+    const int64_t most_pairs = kernel.pairs && !c.masked ? c.k_words / 2 : 0;
+    for (int64_t pairs : {int64_t{0}, most_pairs / 2, most_pairs}) {
+      std::vector<uint32_t> paired_x = x, paired_w = w;
+      for (int64_t i = 0; i < pairs; ++i) {
+        for (int64_t r = 0; r < c.rows; ++r)
+          paired_x[static_cast<size_t>(r * stride + k_offset[static_cast<size_t>(2 * i + 1)])] ^=
+              x[static_cast<size_t>(r * stride + k_offset[static_cast<size_t>(2 * i)])];
+        for (int64_t o = 0; o < lanes; ++o)
+          paired_w[static_cast<size_t>((2 * i + 1) * lanes + o)] ^= w[static_cast<size_t>(2 * i * lanes + o)];
+      }
+      const Aligned<uint32_t> aligned_w(paired_w);
+      std::vector<int32_t> acc(static_cast<size_t>(c.rows * lanes));
+      std::vector<uint32_t> bits(static_cast<size_t>(c.rows));
+      const XnorAccumulateArgs args{paired_x.data(),
+                                    row_offset.data(),
+                                    k_offset.data(),
+                                    aligned_w.data,
+                                    c.masked ? aligned_mask.data : nullptr,
+                                    base.data(),
+                                    c.classes ? row_class.data() : nullptr,
+                                    acc.data(),
+                                    lanes,
+                                    c.rows,
+                                    static_cast<int32_t>(c.k_words),
+                                    c.x_low == -1 ? 1 : 0,
+                                    static_cast<int32_t>(pairs)};
+      XnorAccumulateArgs unshifted = args;
+      unshifted.shift = 0;
+      kernel.accumulate(args);
+      kernel.bits({unshifted, flip, valid, bits.data()});
+      const std::string what = name + " with " + std::to_string(pairs) + " pairs: " + c.why;
+      expect_same(acc, expected, what);
+      expect_same(bits, expected_bits, what + ", bits");
+    }
   });
 }
 

@@ -1,6 +1,6 @@
 #include <immintrin.h>
 
-#include "cpu/xnor_accumulate/xnor_accumulate.h"
+#include "cpu/xnor_accumulate/bits_by_chunks.h"
 
 namespace binarize {
 namespace {
@@ -220,6 +220,17 @@ void look_up(const XnorAccumulateArgs& args) {
 void xnor_accumulate_avx2(const XnorAccumulateArgs& args) {
   if (args.mask) return accumulate<true>(args);
   args.rows < kLookUpRows ? accumulate<false>(args) : look_up(args);
+}
+
+void xnor_bits_avx2(const XnorBitsArgs& args) {
+  bits_by_chunks(args, xnor_accumulate_avx2, [](const int32_t* acc) {
+    uint32_t word = 0;
+    for (int i = 0; i < kWordBits; i += kVectorLanes) {
+      const __m256 lanes = _mm256_castsi256_ps(_mm256_load_si256(vector_at(acc + i)));
+      word |= static_cast<uint32_t>(_mm256_movemask_ps(lanes)) << i;
+    }
+    return word;
+  });
 }
 
 void combine_terms_avx2(const CombineArgs& args) {

@@ -1,6 +1,6 @@
 #include <immintrin.h>
 
-#include "cpu/xnor_accumulate/xnor_accumulate.h"
+#include "cpu/xnor_accumulate/bits_by_chunks.h"
 
 namespace binarize {
 namespace {
@@ -102,6 +102,13 @@ void xnor_accumulate_avx512(const XnorAccumulateArgs& args) {
     for (int64_t row = 0; row < args.rows; ++row) accumulate_row<true>(args, row);
   else
     for (int64_t row = 0; row < args.rows; ++row) accumulate_row<false>(args, row);
+}
+
+void xnor_bits_avx512(const XnorBitsArgs& args) {
+  bits_by_chunks(args, xnor_accumulate_avx512, [](const int32_t* acc) {
+    return static_cast<uint32_t>(_mm512_movepi32_mask(_mm512_load_si512(acc))) |
+           static_cast<uint32_t>(_mm512_movepi32_mask(_mm512_load_si512(acc + kVectorLanes))) << kVectorLanes;
+  });
 }
 
 void combine_terms_avx512(const CombineArgs& args) {

@@ -6,6 +6,10 @@
 // With x and w of +-1 and K their length: shift = 1, base = K.  With x in {0, 1}: shift = 0, base = the number of +1
 // weights.  What padding adds is in base, one vector a border class.  Lanes are filters, so nothing is summed across
 // lanes and K needs no tail; one activation word is broadcast to all of them.
+//
+// Pairs: the words 2i and 2i + 1, i < pairs, are stored as (word, word ^ next word), in x and in w alike.  XOR of both
+// sides then says where the first words differ and the parity of the differences of both, which is what a carry-save
+// adder wants: two words cost five vector operations instead of six.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +32,14 @@ struct XnorAccumulateArgs {
   int64_t rows;
   int32_t k_words;  // at least 1
   int32_t shift;
+  int32_t pairs = 0;  // 0 with a mask, and for variants that do not take them
+};
+
+// Bits instead of accumulators: bit o of q[r] is acc[r][o] >= 0, XOR bit o of flip.
+struct XnorBitsArgs {
+  XnorAccumulateArgs in;  // shift is 0, acc not used
+  uint32_t flip, valid;  // bit o of valid: filter o exists
+  uint32_t* q;           // [rows]
 };
 
 // acc'[t * bases + m] = sum_p combine[t][p] * acc[p * bases + m], element by element; both [.][count].
@@ -38,8 +50,9 @@ struct CombineArgs {
   int64_t outputs, planes, bases, count;
 };
 
-#define XNOR_ACCUMULATE_KERNEL(name, isa)                 \
+#define XNOR_ACCUMULATE_KERNEL(name, isa, pairs)          \
   void xnor_accumulate_##name(const XnorAccumulateArgs&); \
+  void xnor_bits_##name(const XnorBitsArgs&);             \
   void combine_terms_##name(const CombineArgs&);
 #include "cpu/xnor_accumulate/kernels.inc"
 #undef XNOR_ACCUMULATE_KERNEL
@@ -47,12 +60,15 @@ struct CombineArgs {
 struct XnorAccumulateKernel {
   const char* name;
   Isa isa;
+  bool pairs;  // takes pairs, and is faster with them
   void (*accumulate)(const XnorAccumulateArgs&);
+  void (*bits)(const XnorBitsArgs&);
   void (*combine)(const CombineArgs&);
 };
 
 inline constexpr XnorAccumulateKernel kXnorAccumulateKernels[] = {
-#define XNOR_ACCUMULATE_KERNEL(name, isa) {#name, Isa::isa, xnor_accumulate_##name, combine_terms_##name},
+#define XNOR_ACCUMULATE_KERNEL(name, isa, pairs) \
+  {#name, Isa::isa, pairs, xnor_accumulate_##name, xnor_bits_##name, combine_terms_##name},
 #include "cpu/xnor_accumulate/kernels.inc"
 #undef XNOR_ACCUMULATE_KERNEL
 };

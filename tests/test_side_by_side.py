@@ -1,0 +1,110 @@
+"""Layers whose outputs are joined, shortcuts that repeat channels, and levels behind chains: exact, in few nodes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from networks import Builder
+from onnx import TensorProto, helper
+from test_lowering import SHAPES_BEHIND_LEVEL, Ideal, affine, kinds
+
+from binarize_onnx import convert, stacked
+
+
+def layer(b: Ideal, bits: str, channels: int, outputs: int, convolution: bool, stride: int = 1) -> str:
+    """A 3x3 convolution or a product with a matrix, and steps behind it."""
+    if not convolution:
+        return affine(b, b.node("MatMul", bits, b.weights(channels, outputs)), (outputs,))
+    pads, strides = [1, 1, 1, 1], [stride, stride]
+    y = b.layer("Conv", bits, b.weights(outputs, channels, 3, 3), kernel_shape=[3, 3], strides=strides, pads=pads)
+    return affine(b, y, b.pick((outputs, 1, 1), (1, outputs, 1, 1), (1,)))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_layers_side_by_side(seed: int) -> None:
+    """Two to four layers on the same bits, some with shortcuts, joined; then more steps and a layer."""
+    b = Ideal(seed)
+    convolution, channels = b.chance(0.6), b.pick(3, 32, 33, 40)
+    x = b.input(2, *((channels, 5, 6) if convolution else (4, channels)))
+    tail = (1, 1) if convolution else ()
+    bits, shortcut = b.binary(x, b.floats(channels, *tail)), b.pick("one", "one", "none", "some")
+    parts = []
+    for _ in range(b.pick(2, 2, 3, 4)):
+        width = channels if shortcut == "one" or b.chance(0.6) else b.pick(1, 32, 64)
+        y = layer(b, bits, channels, width, convolution)
+        if width == channels and (shortcut == "one" or (shortcut == "some" and b.chance(0.5))):
+            y = b.node("Add", *b.pick((y, x), (x, y)))
+        parts.append((y, width))
+    total = sum(width for _, width in parts)
+    z = b.node("Concat", *(y for y, _ in parts), axis=1 if convolution else b.pick(-1, 2))
+    z = affine(b, z, (total, *tail))
+    again = layer(b, b.binary(z), total, 7, convolution)
+    outputs = (again, z) if b.chance(0.7) else (again,)
+    graph = b.check(*outputs, rank=4 if convolution else 3)
+    if shortcut in ("one", "none") and z in outputs:  # otherwise it may be words that are joined
+        assert "Concat" not in kinds(graph)
+        assert sum(op.startswith("Xnor") for op in kinds(graph)) == 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("repeat", ["Concat", "Tile"])
+def test_shortcut_with_repeated_channels(repeat: str, seed: int) -> None:
+    b = Ideal(seed)
+    convolution, channels, times = b.chance(0.6), b.pick(1, 3, 32, 33), b.pick(2, 3)
+    x = b.input(2, *((channels, 4, 6) if convolution else (3, channels)))
+    axis = 1 if convolution else 2
+    y = layer(b, b.binary(x), channels, times * channels, convolution)
+    if repeat == "Concat":
+        shortcut = b.node("Concat", *[x] * times, axis=b.pick(axis, axis - (4 if convolution else 3)))
+    else:
+        shortcut = b.node("Tile", x, b.ints(*(times if i == axis else 1 for i in range(4 if convolution else 3))))
+    graph = b.check(b.node("Add", *b.pick((y, shortcut), (shortcut, y))), rank=4 if convolution else 3, lacks=(repeat,))
+    assert kinds(graph) == ["PackSign", "XnorConv" if convolution else "XnorMatMul"]
+
+
+@pytest.mark.skipif(not SHAPES_BEHIND_LEVEL, reason="this onnx infers no shape behind a Level")
+@pytest.mark.parametrize("seed", range(60))
+def test_levels_behind_a_chain(seed: int) -> None:
+    """Steps in front of a Level, rising in some channels and falling in others, and a layer in front of them."""
+    b = Ideal(seed)
+    b.opset = 17
+    channels, count = b.pick(3, 32, 33), b.pick(2, 3, 3, 7, 15)
+    x = b.input(2, channels, 5, 6)
+    source = layer(b, b.binary(x), channels, channels, True) if b.chance(0.5) else x
+    factors = b.floats(channels, 1, 1)
+    if b.chance(0.8):
+        factors = np.where(factors == 0, np.float32(1), factors)
+    y = b.node("Mul", source, b.constant(factors))
+    if b.chance(0.7):
+        y = b.node("Add", y, b.constant(b.floats(channels, 1, 1)))
+    if b.chance(0.5):
+        y = b.node("Clip", y, b.constant(-2.5), b.constant(3.0))
+    steps = np.sort(b.rng.normal(size=(count, channels if b.chance(0.5) else 1, 1, 1)).astype(np.float32), axis=0)
+    z = layer(b, b.level(y, steps), channels, 5, True)
+    graph = b.check(*((z, y) if b.chance(0.2) else (z,)), rank=4, lacks=("Level",))
+    if np.all(factors != 0) and np.abs(steps).max() < 2 and len(graph.output) == 1:
+        assert not {"Mul", "Add", "Clip"} & set(kinds(graph))
+
+
+def test_every_layer_is_accounted_for() -> None:
+    """The report has a line for each layer, and the file says which node computes it: also for one of several terms."""
+    b = Builder(np.random.default_rng(0))
+    bits = b.node("Sign", "x")
+    makes = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    first, *terms = (b.node("Conv", bits, b.constant(b.signs(8, 8, 3, 3)), **makes) for _ in range(4))
+    second = b.node("Conv", bits, b.constant(b.signs(8, 8, 3, 3)), **makes)
+    joined = b.node("Concat", first, second, terms[0], axis=1)
+    shape = [1, 8, 6, 6]
+    graph = helper.make_graph(
+        b.nodes,
+        "doubling",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (joined, *terms[1:])],
+        b.initializers,
+    )
+    result = convert(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    assert stacked.read(result.model) == {"Conv_2": "Conv_1", "Conv_5": "Conv_1"}
+    reasons = {line.name: line.reason for line in result.report.layers}
+    assert reasons["Conv_5"].endswith("computed together with `Conv_1`")
+    assert "its filters stand beside" in reasons["Conv_1"]
+    assert result.report.summary.binary_layers == 5
