@@ -27,7 +27,7 @@ int main() {
         }
         const double tables_ns = best_ns([&] {
           kernel.tables({x.data(), (channels + 31) / 32 * kPixels, kPixels, 1, channels, kPixels, planes, tables.data,
-                         sums.data()});
+                         pixel_bytes, sums.data()});
         });
         const double ns = best_ns([&] {
           kernel.accumulate({tables.data, row_offset.data(), k_offset.data(), w.data, start.data(), acc.data(),

@@ -29,8 +29,9 @@ struct LookupTablesArgs {
   int64_t channels;                                 // at most kMaxLookupChannels; bits past them are clear
   int64_t pixels;
   int32_t planes;
-  uint8_t* tables;  // [pixels][steps of the channels][64]
-  int32_t* sums;    // [pixels]: of the activations
+  uint8_t* tables;  // [steps of the channels][64], each pixel table_stride bytes after the one before
+  int64_t table_stride;
+  int32_t* sums;  // [pixels]: of the activations
 };
 
 struct LookupAccumulateArgs {

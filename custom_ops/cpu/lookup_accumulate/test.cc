@@ -69,7 +69,7 @@ void run(const Case& c, Random& random) {
     std::vector<uint8_t> tables(static_cast<size_t>(pixels * pixel_bytes + 1), kUntouched);
     std::vector<int32_t> own_sums(static_cast<size_t>(pixels));
     kernel.tables({x.data(), plane_stride, word_stride, pixel_stride, c.channels, pixels, c.planes, tables.data(),
-                   own_sums.data()});
+                   pixel_bytes, own_sums.data()});
     expect_same(own_sums, sums, name + ": sums" + what);
     expect_same(std::vector<uint8_t>{tables.back()}, {kUntouched}, name + ": the byte behind the tables" + what);
 

@@ -145,9 +145,9 @@ LookupFormat lookup_format_avx2(int32_t) { return {4, LookupFormat::Order::group
 void lookup_tables_avx2(const LookupTablesArgs& args) {
   const int64_t words = (args.channels + kWordBits - 1) / kWordBits;
   const int64_t steps = lookup_format_avx2(args.planes).steps(args.channels);
-  uint8_t* out = args.tables;
   for (int64_t i = 0; i < args.pixels; ++i) {
     const uint32_t* x = args.x + i * args.pixel_stride;
+    uint8_t* out = args.tables + i * args.table_stride;
     int32_t sum = 0;
     for (int64_t word = 0; word < words; ++word, x += args.word_stride) {
       alignas(32) uint8_t levels[kWordBits];

@@ -177,7 +177,7 @@ void tables(const LookupTablesArgs& args) {
             pixels_follow ? size : kWordBits,
             levels + (pixels_follow ? item * size + outer * kWordBits : outer * size + item * kWordBits));
     for (int64_t i = 0; i < count; ++i)
-      build<five>(levels + i * size, steps, args.tables + (first + i) * steps * kLookupStep);
+      build<five>(levels + i * size, steps, args.tables + (first + i) * args.table_stride);
   }
 }
 
