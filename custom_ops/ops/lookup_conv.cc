@@ -3,8 +3,9 @@
 namespace binarize {
 namespace {
 
-// Tables of a wave: beside them the second-level cache (1 MiB and more where there is VBMI) holds weights and outputs.
-constexpr int64_t kWaveBytes = 1 << 19;
+// Tables of a wave.  3x3 64@56 on a Zen 4 with 1 MiB of second-level cache, tables of 2 MiB in one wave: 240 us; in
+// waves of 768, 512, 256 KiB: 246, 255, 268 us: making the rows that two waves share twice costs more than the cache.
+constexpr int64_t kWaveBytes = int64_t{4} << 20;
 
 // to[i] = sum over t of from[i * stride + t * dilation].
 void sum_windows(const int32_t* __restrict from, int64_t count, int64_t stride, int64_t taps, int64_t dilation,
@@ -28,7 +29,7 @@ bool LookupConv::fits(const LookupConvLayout& layout) {
 
 bool LookupConv::fits(const Images& images) const {
   // In floating point: no product overflows.
-  const double row = static_cast<double>(columns(images)) * static_cast<double>(pixel_bytes());
+  const double row = static_cast<double>(columns(images)) * static_cast<double>(layout_.group * pixel_bytes());
   const double rows = static_cast<double>(layout_.kernel[0] - 1) * static_cast<double>(layout_.dilations[0]) + 1;
   return rows * row < static_cast<double>(kMaxElements);
 }
@@ -38,10 +39,9 @@ LookupConv::LookupConv(const LookupAccumulateKernel& kernel, const LookupConvLay
     : kernel_(kernel),
       layout_(layout),
       format_(kernel.format(layout.planes)),
-      steps_(format_.steps(layout.channels)),
+      steps_(checked_product(layout.taps() / run_taps(), run_steps(), "the indices of the weights")),
       unit_(layout.bases % 2 ? 2 : 1) {
-  const int64_t steps = checked_product(layout.taps(), steps_, "the indices of the weights");
-  const int64_t block_bytes = checked_product(steps, format_.step_weights(), "the indices of the weights");
+  const int64_t block_bytes = checked_product(steps_, format_.step_weights(), "the indices of the weights");
   const int64_t blocks = checked_product(layout.group * layout.group_blocks(), layout.bases, "the blocks of weights");
   weights_ = aligned_array<uint8_t>(checked_product(blocks, block_bytes, "the indices of the weights"));
   std::fill_n(weights_.get(), blocks * block_bytes, uint8_t{0});  // of filters that do not exist
@@ -50,7 +50,7 @@ LookupConv::LookupConv(const LookupAccumulateKernel& kernel, const LookupConvLay
       for (int64_t basis = 0; basis < layout.bases; ++basis) {
         const int64_t block = output / kWordBits, first = block / unit_ * unit_;
         LookupAccumulateArgs unit{};
-        unit.steps = static_cast<int32_t>(steps);
+        unit.steps = static_cast<int32_t>(steps_);
         unit.blocks = std::min(unit_, layout.group_blocks() - first) * layout.bases;
         const int64_t in_unit = (block - first) * layout.bases + basis;
         LookupWeightsArgs args{};
@@ -61,38 +61,36 @@ LookupConv::LookupConv(const LookupAccumulateKernel& kernel, const LookupConvLay
         uint8_t* of_block = weights_.get() + (group * layout.group_blocks() + first) * layout.bases * block_bytes +
                             unit.weights_begin(in_unit, format_.step_weights());
         const uint32_t* filter = w + ((basis * layout.group + group) * layout.group_outputs + output) * strides.filter;
-        for (int64_t y = 0; y < layout.kernel[0]; ++y)
-          for (int64_t x = 0; x < layout.kernel[1]; ++x) {
-            args.words = filter + y * strides.tap_y + x * strides.tap_x;
-            args.w = of_block + (y * layout.kernel[1] + x) * steps_ * args.w_stride;
-            fill_lookup_weights(format_, args);
-          }
+        for (int64_t tap = 0; tap < layout.taps(); ++tap) {
+          args.words = filter + tap / layout.kernel[1] * strides.tap_y + tap % layout.kernel[1] * strides.tap_x;
+          args.first_table = tap % run_taps() * format_.tables(layout.channels);
+          args.w = of_block + tap / run_taps() * run_steps() * args.w_stride;
+          fill_lookup_weights(format_, args);
+        }
       }
 }
 
 LookupConv::Wave LookupConv::prepare(Call& call, const Images& images) const {
-  Wave wave{images, 0, 0, 1, nullptr, nullptr, nullptr, columns(images), nullptr, nullptr, nullptr, nullptr};
+  Wave wave{images, 0, 0, 1, nullptr, 0, nullptr, nullptr, columns(images), nullptr, 0, nullptr, nullptr};
   const int64_t row_bytes = wave.columns * pixel_bytes();
-  const int64_t spare = kWaveBytes / row_bytes - input_rows(1);  // rows that fit beside those of one output
+  const int64_t spare = kWaveBytes / (layout_.group * row_bytes) - input_rows(1);  // beside the rows of one output
   const int64_t most = spare > 0 ? 1 + spare / layout_.strides[0] : 1;
   wave.rows = ceil_div(images.out_height, ceil_div(images.out_height, most));
   const int64_t in_rows = input_rows(wave.rows);
-  wave.tables = call.scratch<uint8_t>(in_rows * row_bytes);
+  wave.group_bytes = in_rows * row_bytes;
+  wave.tables = call.scratch<uint8_t>(layout_.group * wave.group_bytes + kLookupStep);
+  std::fill_n(wave.tables + layout_.group * wave.group_bytes, kLookupStep, uint8_t{0});  // may be read, to no effect
   wave.sums = call.scratch<int32_t>(checked_product(in_rows, layout_.group * wave.columns, "the sums of pixels"));
   wave.windows =
       call.scratch<int32_t>(checked_product(in_rows, layout_.group * images.out_width, "the sums of windows"));
 
-  uint8_t* border_tables = call.scratch<uint8_t>(pixel_bytes());
-  int32_t* border_sums = call.scratch<int32_t>(layout_.group);
   const int64_t words = ceil_div(layout_.channels, kWordBits);
   uint32_t* border = call.scratch<uint32_t>(words);
   for (int64_t word = 0; word < words; ++word)
     border[word] = layout_.pads_high ? valid_lanes(layout_.channels, word) : 0;
-  for (int64_t group = 0; group < layout_.group; ++group)
-    kernel_.tables({border, 0, 1, 0, layout_.channels, 1, layout_.planes, border_tables + group * steps_ * kLookupStep,
-                    pixel_bytes(), border_sums + group});
+  uint8_t* border_tables = call.scratch<uint8_t>(pixel_bytes());
+  kernel_.tables({border, 0, 1, 0, layout_.channels, 1, layout_.planes, border_tables, &wave.border_sum});
   wave.border_tables = border_tables;
-  wave.border_sums = border_sums;
 
   int32_t* row_offset = call.scratch<int32_t>(checked_product(wave.rows, images.out_width, "the pixels"));
   for (int64_t y = 0; y < wave.rows; ++y)
@@ -100,47 +98,50 @@ LookupConv::Wave LookupConv::prepare(Call& call, const Images& images) const {
       row_offset[y * images.out_width + x] =
           static_cast<int32_t>((y * layout_.strides[0] * wave.columns + x * layout_.strides[1]) * pixel_bytes());
   wave.row_offset = row_offset;
-  int32_t* k_offset = call.scratch<int32_t>(layout_.taps() * steps_);
+  int32_t* k_offset = call.scratch<int32_t>(steps_);
   wave.k_offset = k_offset;
   for (int64_t y = 0; y < layout_.kernel[0]; ++y)
-    for (int64_t x = 0; x < layout_.kernel[1]; ++x)
-      for (int64_t step = 0; step < steps_; ++step)
+    for (int64_t x = 0; x < layout_.kernel[1]; x += run_taps())
+      for (int64_t step = 0; step < run_steps(); ++step)
         *k_offset++ = static_cast<int32_t>(
             (y * layout_.dilations[0] * wave.columns + x * layout_.dilations[1]) * pixel_bytes() + step * kLookupStep);
   return wave;
 }
 
 void LookupConv::make_tables(const Wave& wave, int64_t row) const {
-  // Between the taps of one output row and the next there may be rows that nothing reads.
-  const int64_t span = (layout_.kernel[0] - 1) * layout_.dilations[0] + 1;
-  if (row % layout_.strides[0] >= span) return;
+  // Between the taps of one output row and the next there may be rows of which nothing reads more than the beginning.
+  const int64_t row_bytes = wave.columns * pixel_bytes(), span = (layout_.kernel[0] - 1) * layout_.dilations[0] + 1;
+  if (row % layout_.strides[0] >= span) {
+    for (int64_t group = 0; group < layout_.group; ++group)
+      std::fill_n(wave.tables + group * wave.group_bytes + row * row_bytes, std::min<int64_t>(row_bytes, kLookupStep),
+                  uint8_t{0});
+    return;
+  }
   const Images& images = wave.images;
   const int64_t y = wave.first_row * layout_.strides[0] + row - layout_.pads[0], left = layout_.pads[1];
-  uint8_t* tables = wave.tables + row * wave.columns * pixel_bytes();
-  int32_t* sums = wave.sums + row * layout_.group * wave.columns;
   const bool inside = y >= 0 && y < images.height;
-  const auto pad = [&](int64_t first, int64_t count) {
-    for (int64_t x = first; x < first + count; ++x) {
-      std::copy_n(wave.border_tables, pixel_bytes(), tables + x * pixel_bytes());
-      for (int64_t group = 0; group < layout_.group; ++group) sums[group * wave.columns + x] = wave.border_sums[group];
+  const int64_t size = images.height * images.width, words = ceil_div(layout_.channels, kWordBits);
+  const int64_t plane = layout_.group * words * size;
+  for (int64_t group = 0; group < layout_.group; ++group) {
+    uint8_t* tables = wave.tables + group * wave.group_bytes + row * row_bytes;
+    int32_t* sums = wave.sums + (row * layout_.group + group) * wave.columns;
+    const auto pad = [&](int64_t first, int64_t count) {
+      for (int64_t x = first; x < first + count; ++x)
+        std::copy_n(wave.border_tables, pixel_bytes(), tables + x * pixel_bytes());
+      std::fill_n(sums + first, count, wave.border_sum);
+    };
+    if (inside) {
+      pad(0, left);
+      const uint32_t* x = images.x + wave.image * layout_.planes * plane + group * words * size + y * images.width;
+      kernel_.tables({x, plane, size, 1, layout_.channels, images.width, layout_.planes, tables + left * pixel_bytes(),
+                      sums + left});
+      pad(left + images.width, layout_.pads[3]);
+    } else {
+      pad(0, wave.columns);
     }
-  };
-  if (!inside) {
-    pad(0, wave.columns);
-  } else {
-    pad(0, left);
-    pad(left + images.width, layout_.pads[3]);
-    const int64_t size = images.height * images.width, words = ceil_div(layout_.channels, kWordBits);
-    const int64_t plane = layout_.group * words * size;
-    const uint32_t* x = images.x + wave.image * layout_.planes * plane + y * images.width;
-    for (int64_t group = 0; group < layout_.group; ++group)
-      kernel_.tables({x + group * words * size, plane, size, 1, layout_.channels, images.width, layout_.planes,
-                      tables + left * pixel_bytes() + group * steps_ * kLookupStep, pixel_bytes(),
-                      sums + group * wave.columns + left});
+    sum_windows(sums, images.out_width, layout_.strides[1], layout_.kernel[1], layout_.dilations[1],
+                wave.windows + (row * layout_.group + group) * images.out_width);
   }
-  for (int64_t group = 0; group < layout_.group; ++group)
-    sum_windows(sums + group * wave.columns, images.out_width, layout_.strides[1], layout_.kernel[1],
-                layout_.dilations[1], wave.windows + (row * layout_.group + group) * images.out_width);
 }
 
 void LookupConv::accumulate(const Wave& wave, int64_t block, int64_t blocks, int64_t pixel, int64_t count,
@@ -158,10 +159,10 @@ void LookupConv::accumulate(const Wave& wave, int64_t block, int64_t blocks, int
     i += run;
   }
   LookupAccumulateArgs args{};
-  args.tables = wave.tables + group * steps_ * kLookupStep;
+  args.tables = wave.tables + group * wave.group_bytes;
   args.row_offset = wave.row_offset + pixel;
   args.k_offset = wave.k_offset;
-  args.steps = static_cast<int32_t>(layout_.taps() * steps_);
+  args.steps = static_cast<int32_t>(steps_);
   args.w = weights_.get() + block * layout_.bases * args.steps * format_.step_weights();
   args.start = start;
   args.acc = acc;

@@ -57,14 +57,15 @@ class LookupConv {
   struct Wave {
     const Images& images;
     int64_t image, first_row, rows;  // of outputs
-    uint8_t* tables;                 // [input_rows(rows)][columns][pixel_bytes]
+    uint8_t* tables;                 // [group][input_rows(rows)][columns][pixel_bytes]
+    int64_t group_bytes;             // of the tables of a group
     int32_t* sums;                   // [input_rows(rows)][group][columns]
     int32_t* windows;                // [input_rows(rows)][group][out_width]: sums under a row of the kernel
     int64_t columns;                 // of the padded input
-    const uint8_t* border_tables;    // of one pixel of padding
-    const int32_t* border_sums;      // [group]
-    const int32_t* row_offset;       // [rows x out_width]
-    const int32_t* k_offset;         // [taps x steps]
+    const uint8_t* border_tables;    // of one pixel of padding of a group
+    int32_t border_sum;
+    const int32_t* row_offset;  // [rows x out_width]
+    const int32_t* k_offset;    // [steps]
   };
   // What the waves of a call have in common, and the rows of each but the last.
   Wave prepare(Call& call, const Images& images) const;
@@ -74,7 +75,10 @@ class LookupConv {
                   int32_t* acc) const;
 
   int64_t columns(const Images& images) const { return images.width + layout_.pads[1] + layout_.pads[3]; }
-  int64_t pixel_bytes() const { return layout_.group * steps_ * kLookupStep; }
+  int64_t pixel_bytes() const { return format_.pixel_bytes(layout_.channels); }  // of one group
+  // Taps whose tables follow each other, and are looked up in one run of steps.
+  int64_t run_taps() const { return layout_.dilations[1] == 1 ? layout_.kernel[1] : 1; }
+  int64_t run_steps() const { return format_.steps(run_taps() * format_.tables(layout_.channels)); }
   int64_t input_rows(int64_t rows) const {
     return (rows - 1) * layout_.strides[0] + (layout_.kernel[0] - 1) * layout_.dilations[0] + 1;
   }
@@ -83,7 +87,7 @@ class LookupConv {
   const LookupAccumulateKernel& kernel_;
   LookupConvLayout layout_;
   LookupFormat format_;
-  int64_t steps_;  // of a pixel of a group
+  int64_t steps_;  // of all taps
   int64_t unit_;   // blocks done together, so that their bases are an even number: the kernel takes two at a time
   AlignedArray<uint8_t> weights_;  // [group][units][the unit's blocks][bases] as the kernel reads them
 };

@@ -20,7 +20,9 @@ namespace binarize {
 constexpr int kMinLookupPlanes = 2, kMaxLookupPlanes = 6;
 constexpr int64_t kMaxLookupChannels = 8192;
 
-// Tables are read in steps of 64 bytes: two tables of groups of five channels, or four of groups of four.
+// Tables are read in steps of 64 bytes: two tables of groups of five channels, or four of groups of four.  Those of
+// neighbouring pixels follow each other, so steps may run over several; the last may read past the tables, to no
+// effect.
 constexpr int kLookupStep = 64;
 
 struct LookupTablesArgs {
@@ -29,9 +31,8 @@ struct LookupTablesArgs {
   int64_t channels;                                 // at most kMaxLookupChannels; bits past them are clear
   int64_t pixels;
   int32_t planes;
-  uint8_t* tables;  // [steps of the channels][64], each pixel table_stride bytes after the one before
-  int64_t table_stride;
-  int32_t* sums;  // [pixels]: of the activations
+  uint8_t* tables;  // [pixels][LookupFormat::pixel_bytes]
+  int32_t* sums;    // [pixels]: of the activations
 };
 
 struct LookupAccumulateArgs {
@@ -60,25 +61,35 @@ struct LookupFormat {
   int32_t group;  // channels of a table: 4 or 5
   // The index bytes of a step and a block.
   enum class Order {
-    pairs,      // [filter % 16][filter / 16][2 groups]
-    quads,      // [filter][4 groups]
-    group_rows  // [filter / 16][4 groups][filter % 16]
+    pairs,      // [filter % 16][filter / 16][2 tables]
+    quads,      // [filter][4 tables]
+    table_rows  // [filter / 16][4 tables][filter % 16]
   } order;
 
-  inline __attribute__((always_inline)) int32_t groups() const { return group == 5 ? 2 : 4; }  // of a step
-  inline __attribute__((always_inline)) int64_t step_weights() const { return groups() * kWordBits; }
-  inline __attribute__((always_inline)) int64_t steps(int64_t channels) const {
-    return (channels + group * groups() - 1) / (group * groups());
+  inline __attribute__((always_inline)) int32_t table_bytes() const { return group == 5 ? 32 : 16; }
+  inline __attribute__((always_inline)) int32_t step_tables() const { return kLookupStep / table_bytes(); }
+  inline __attribute__((always_inline)) int64_t step_weights() const { return step_tables() * kWordBits; }
+  // Of a pixel of so many channels.
+  inline __attribute__((always_inline)) int64_t tables(int64_t channels) const {
+    return (channels + group - 1) / group;
+  }
+  inline __attribute__((always_inline)) int64_t pixel_bytes(int64_t channels) const {
+    return tables(channels) * table_bytes();
+  }
+  // For a number of tables that follow each other.
+  inline __attribute__((always_inline)) int64_t steps(int64_t tables) const {
+    return (tables + step_tables() - 1) / step_tables();
   }
 };
 
-// Writes the indices of one filter for the channels of one tap: of every step and group of its block.
+// Writes the indices of one filter for the channels of one pixel, whose tables begin at table `first_table` of a step.
+// Indices that nothing writes are to be 0: that is the sum of no channel.
 struct LookupWeightsArgs {
   const uint32_t* words;  // word j is words[j * word_stride]
   int64_t word_stride;
-  int64_t channels;
+  int64_t channels, first_table;
   int32_t filter;  // of the block
-  uint8_t* w;      // the first step's
+  uint8_t* w;      // the step's
   int64_t w_stride;
 };
 void fill_lookup_weights(const LookupFormat& format, const LookupWeightsArgs& args);

@@ -140,23 +140,28 @@ void accumulate(const LookupAccumulateArgs& args) {
 
 }  // namespace
 
-LookupFormat lookup_format_avx2(int32_t) { return {4, LookupFormat::Order::group_rows}; }
+LookupFormat lookup_format_avx2(int32_t) { return {4, LookupFormat::Order::table_rows}; }
 
 void lookup_tables_avx2(const LookupTablesArgs& args) {
   const int64_t words = (args.channels + kWordBits - 1) / kWordBits;
-  const int64_t steps = lookup_format_avx2(args.planes).steps(args.channels);
+  const int64_t tables = lookup_format_avx2(args.planes).tables(args.channels);
+  uint8_t* out = args.tables;
   for (int64_t i = 0; i < args.pixels; ++i) {
     const uint32_t* x = args.x + i * args.pixel_stride;
-    uint8_t* out = args.tables + i * args.table_stride;
     int32_t sum = 0;
+    int64_t left = tables;
     for (int64_t word = 0; word < words; ++word, x += args.word_stride) {
       alignas(32) uint8_t levels[kWordBits];
       sum += unpack_levels(args, x, levels);
-      for (int64_t step = 2 * word; step < 2 * word + 2 && step < steps; ++step, out += kLookupStep) {
+      for (int part = 0; part < 4 && left > 0; ++part, left -= 2) {  // 8 channels, two tables
         const __m256i channels =
-            _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(levels) + step % 2));
-        for (int half = 0; half < 2; ++half)
-          _mm256_storeu_si256(reinterpret_cast<__m256i*>(out) + half, subset_sums(channels, half));
+            _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(levels) + part / 2));
+        const __m256i sums = subset_sums(channels, part % 2);
+        if (left > 1)
+          _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), sums);
+        else
+          _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_castsi256_si128(sums));
+        out += left > 1 ? 32 : 16;
       }
     }
     args.sums[i] = sum;

@@ -116,26 +116,33 @@ inline void sum_levels(const LookupTablesArgs& args, int64_t words) {
   }
 }
 
-// Four tables of four channels; where there are five, the second half of each table adds the fifth.
+// The first `count` of four tables of four channels; of five, what adds the fifth channel follows each.
 template <bool five>
-inline __attribute__((always_inline)) void store_tables(__m512i fours, const uint8_t* fifths, bool last_is_half,
+inline __attribute__((always_inline)) void store_tables(__m512i fours, const uint8_t* fifths, int64_t count,
                                                         uint8_t* out) {
-  if (!five) return _mm512_storeu_si512(out, fours);
+  if (!five) return _mm512_mask_storeu_epi64(out, count >= 4 ? 0xff : (1 << 2 * count) - 1, fours);
   int32_t four_channels;
   __builtin_memcpy(&four_channels, fifths, sizeof four_channels);
   const __m512i with_fifth =
       _mm512_add_epi8(fours, _mm512_shuffle_epi8(_mm512_set1_epi32(four_channels), load(kShuffles.fifth)));
-  constexpr int kLowHalves = 0x44, kHighHalves = 0xee;
-  _mm512_storeu_si512(out, _mm512_shuffle_i64x2(fours, with_fifth, kLowHalves));
-  if (!last_is_half) _mm512_storeu_si512(out + kVector, _mm512_shuffle_i64x2(fours, with_fifth, kHighHalves));
+  const __m512i first_two = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+  const __m512i last_two = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+  const auto store_two = [](uint8_t* to, int64_t tables, __m512i two) {
+    if (tables >= 2)
+      _mm512_storeu_si512(to, two);
+    else
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_castsi512_si256(two));
+  };
+  store_two(out, count, _mm512_permutex2var_epi64(fours, first_two, with_fifth));
+  if (count > 2) store_two(out + kVector, count - 2, _mm512_permutex2var_epi64(fours, last_two, with_fifth));
 }
 
 // The tables of one pixel.
 template <bool five>
-inline void build(const uint8_t* levels, int64_t steps, uint8_t* out) {
-  constexpr int64_t kOut = five ? 2 * kVector : kVector;
-  const uint8_t* fifths = levels + 8 * steps;
-  for (int64_t step = 0; step < steps; step += five ? 4 : 2, levels += 32, fifths += 8, out += 2 * kOut) {
+inline void build(const uint8_t* levels, int64_t tables, uint8_t* out) {
+  constexpr int64_t kFour = five ? 2 * kVector : kVector;  // bytes of four tables
+  const uint8_t* fifths = levels + 4 * tables;
+  for (int64_t left = tables; left > 0; left -= 8, levels += 32, fifths += 8, out += 2 * kFour) {
     const __m512i v = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(levels)));
     const __m512i pairs = _mm512_add_epi8(_mm512_maskz_permutexvar_epi8(kBit0, load(kShuffles.even), v),
                                           _mm512_maskz_permutexvar_epi8(kBit1, load(kShuffles.odd), v));
@@ -143,21 +150,21 @@ inline void build(const uint8_t* levels, int64_t steps, uint8_t* out) {
       return _mm512_add_epi8(_mm512_permutexvar_epi8(load(kShuffles.low[half]), pairs),
                              _mm512_permutexvar_epi8(load(kShuffles.high[half]), pairs));
     };
-    const int64_t left = steps - step;
-    store_tables<five>(fours(0), fifths, left == 1, out);
-    if (left > (five ? 2 : 1)) store_tables<five>(fours(1), fifths + 4, left == 3, out + kOut);
+    store_tables<five>(fours(0), fifths, left, out);
+    if (left > 4) store_tables<five>(fours(1), fifths + 4, left - 4, out + kFour);
   }
 }
 
 template <int planes>
 void tables(const LookupTablesArgs& args) {
   constexpr bool five = planes <= kMostPlanesOfFive;
-  const int64_t steps = lookup_format_avx512vpopcntdq(planes).steps(args.channels);
+  const LookupFormat format = lookup_format_avx512vpopcntdq(planes);
+  const int64_t of_pixel = format.tables(args.channels), pixel_bytes = format.pixel_bytes(args.channels);
   // Some pixels are unpacked before the first is used: a load that follows soon on two stores it overlaps would wait.
   constexpr int64_t kBytes = 16384;
   alignas(64) uint8_t levels[kBytes];
   const int64_t words = (args.channels + kWordBits - 1) / kWordBits;
-  const int64_t size = ((five ? 10 : 16) * steps + 32 + kVector - 1) / kVector * kVector;
+  const int64_t size = (format.group * of_pixel + 32 + kVector - 1) / kVector * kVector;
   const int64_t most = kBytes / size;
   sum_levels(args, words);
   __m256i zeros = _mm256_setzero_si256();
@@ -177,7 +184,7 @@ void tables(const LookupTablesArgs& args) {
             pixels_follow ? size : kWordBits,
             levels + (pixels_follow ? item * size + outer * kWordBits : outer * size + item * kWordBits));
     for (int64_t i = 0; i < count; ++i)
-      build<five>(levels + i * size, steps, args.tables + (first + i) * args.table_stride);
+      build<five>(levels + i * size, of_pixel, args.tables + (first + i) * pixel_bytes);
   }
 }
 
@@ -207,19 +214,24 @@ inline __attribute__((always_inline)) void look_up(const uint8_t* const* x, cons
     }
 #pragma GCC unroll 7
   for (int r = 0; r < rows; ++r) {
-    __m512i bytes[vectors];
+    __m512i table[chain], bytes[vectors];
 #pragma GCC unroll 4
     for (int j = 0; j < chain; ++j) {
-      __m512i table = load(x[r] + k_offset[j]);
-      __asm__("" : "+v"(table));
+      table[j] = load(x[r] + k_offset[j]);
+      __asm__ volatile("" : "+v"(table[j]));
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < chain; ++j)
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) {
-        const __m512i found = _mm512_permutexvar_epi8(index[j][v], table);
+        const __m512i found = _mm512_permutexvar_epi8(index[j][v], table[j]);
         bytes[v] = j ? _mm512_add_epi8(bytes[v], found) : found;
       }
-    }
 #pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) acc[r][v] = add_groups<five>(acc[r][v], bytes[v]);
+    for (int v = 0; v < vectors; ++v) {
+      acc[r][v] = add_groups<five>(acc[r][v], bytes[v]);
+      __asm__ volatile("" : "+v"(acc[r][v]));
+    }
   }
 }
 
@@ -229,18 +241,24 @@ inline __attribute__((always_inline)) void tile(const LookupAccumulateArgs& args
                                                 int64_t w_stride, int32_t* acc_begin) {
   const uint8_t* x[rows];
   for (int r = 0; r < rows; ++r) x[r] = args.tables + args.row_offset[row + r];
-  const int32_t most = five ? 65535 / (10 * ((1 << args.planes) - 1)) : args.steps;  // steps that 16 bits can sum
-  for (int32_t k = 0; k < args.steps;) {
-    const bool begins = k == 0;
-    const int32_t end = args.steps - k > most ? k + most : args.steps;
+  const int64_t most = five ? 65535 / (10 * ((1 << args.planes) - 1)) : args.steps;  // steps that 16 bits can sum
+  const int32_t* k_offset = args.k_offset;
+  for (const int32_t* const all = k_offset + args.steps; k_offset != all;) {
+    const bool begins = k_offset == args.k_offset;
+    const int32_t* const end = all - k_offset > most ? k_offset + most : all;
     __m512i acc[rows][vectors];
 #pragma GCC unroll 7
     for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) acc[r][v] = _mm512_setzero_si512();
-    for (; k + chain <= end; k += chain, w += chain * w_stride)
-      look_up<five, rows, vectors, chain>(x, args.k_offset + k, w, w_stride, acc);
-    for (; k < end; ++k, w += w_stride) look_up<five, rows, vectors, 1>(x, args.k_offset + k, w, w_stride, acc);
+    for (; end - k_offset >= chain; k_offset += chain, w += chain * w_stride)
+      look_up<five, rows, vectors, chain>(x, k_offset, w, w_stride, acc);
+    if (chain > 2 && end - k_offset >= 2) {
+      look_up<five, rows, vectors, 2>(x, k_offset, w, w_stride, acc);
+      k_offset += 2;
+      w += 2 * w_stride;
+    }
+    for (; k_offset != end; ++k_offset, w += w_stride) look_up<five, rows, vectors, 1>(x, k_offset, w, w_stride, acc);
 #pragma GCC unroll 7
     for (int r = 0; r < rows; ++r) {
       const __m512i start = _mm512_set1_epi32(args.start[row + r]);
@@ -262,32 +280,34 @@ inline __attribute__((always_inline)) void tile(const LookupAccumulateArgs& args
   }
 }
 
-template <bool five, int vectors, int chain>
-void accumulate(const LookupAccumulateArgs& args, int64_t block) {
+// All blocks of some rows, whose tables stay in the first-level cache.
+template <bool five, int rows, int chain>
+void accumulate_rows(const LookupAccumulateArgs& args, int64_t row) {
   constexpr int64_t kStepWeights = five ? kVector : 2 * kVector;
-  const uint8_t* w = args.w + args.weights_begin(block, kStepWeights);
-  const int64_t w_stride = args.weights_stride(block, kStepWeights);
-  int32_t* acc = args.acc + block * args.acc_block_stride;
+  const uint8_t* w = args.w;
+  int32_t* acc = args.acc;
+  int64_t left = args.blocks;
+  if (five) {
+    constexpr int64_t kStride = 2 * kVector;
+    for (; left >= 2; left -= 2, w += args.steps * kStride, acc += 2 * args.acc_block_stride)
+      tile<five, rows, 2, chain>(args, row, w, kStride, acc);
+    if (left) tile<five, rows, 1, chain>(args, row, w, kVector, acc);
+  } else {
+    for (int64_t block = 0; block < args.blocks; ++block)
+      tile<five, rows, 2, chain>(args, row, args.w + args.weights_begin(block, kStepWeights),
+                                 args.weights_stride(block, kStepWeights), args.acc + block * args.acc_block_stride);
+  }
+}
+
+template <bool five, int chain>
+void accumulate(const LookupAccumulateArgs& args) {
   int64_t row = 0;
-  for (; row + kTileRows <= args.rows; row += kTileRows)
-    tile<five, kTileRows, vectors, chain>(args, row, w, w_stride, acc);
+  for (; row + kTileRows <= args.rows; row += kTileRows) accumulate_rows<five, kTileRows, chain>(args, row);
   if (row + 3 <= args.rows) {
-    tile<five, 3, vectors, chain>(args, row, w, w_stride, acc);
+    accumulate_rows<five, 3, chain>(args, row);
     row += 3;
   }
-  for (; row < args.rows; ++row) tile<five, 1, vectors, chain>(args, row, w, w_stride, acc);
-}
-
-template <int chain>
-void accumulate_fives(const LookupAccumulateArgs& args) {
-  int64_t block = 0;
-  for (; block + 2 <= args.blocks; block += 2) accumulate<true, 2, chain>(args, block);
-  if (block < args.blocks) accumulate<true, 1, chain>(args, block);
-}
-
-template <int chain>
-void accumulate_fours(const LookupAccumulateArgs& args) {
-  for (int64_t block = 0; block < args.blocks; ++block) accumulate<false, 2, chain>(args, block);
+  for (; row < args.rows; ++row) accumulate_rows<five, 1, chain>(args, row);
 }
 
 }  // namespace
@@ -318,13 +338,13 @@ void lookup_accumulate_avx512vpopcntdq(const LookupAccumulateArgs& args) {
   switch (args.planes) {
     case 2:
     case 3:
-      return accumulate_fives<4>(args);
+      return accumulate<true, 4>(args);
     case 4:
-      return accumulate_fives<3>(args);
+      return accumulate<true, 3>(args);
     case 5:
-      return accumulate_fours<2>(args);
+      return accumulate<false, 2>(args);
     default:
-      return accumulate_fours<1>(args);
+      return accumulate<false, 1>(args);
   }
 }
 
