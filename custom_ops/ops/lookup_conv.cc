@@ -5,7 +5,7 @@ namespace {
 
 // Tables of a wave.  3x3 64@56 on a Zen 4 with 1 MiB of second-level cache, tables of 2 MiB in one wave: 240 us; in
 // waves of 768, 512, 256 KiB: 246, 255, 268 us: making the rows that two waves share twice costs more than the cache.
-constexpr int64_t kWaveBytes = int64_t{4} << 20;
+constexpr int64_t kWaveBytes = int64_t{4000} << 10;
 
 // to[i] = sum over t of from[i * stride + t * dilation].
 void sum_windows(const int32_t* __restrict from, int64_t count, int64_t stride, int64_t taps, int64_t dilation,

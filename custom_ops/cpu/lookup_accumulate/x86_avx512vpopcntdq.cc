@@ -193,6 +193,7 @@ void tables(const LookupTablesArgs& args) {
 // Seven rows share the indices: 14 sums, the indices of a chain and a table stay in the 32 registers, and 7 divides the
 // image widths that networks use.
 constexpr int kTileRows = 7;
+constexpr int kLeast16 = -32768;  // sums in 16 bits begin with it: then they hold 65535
 
 template <bool five>
 inline __attribute__((always_inline)) __m512i add_groups(__m512i acc, __m512i bytes) {
@@ -235,68 +236,90 @@ inline __attribute__((always_inline)) void look_up(const uint8_t* const* x, cons
   }
 }
 
-// Of five channels a vector is a block of 32 filters, summed in 16 bits; of four it is half of one, summed in 32.
+// Some rows and steps.  Of five channels a vector is a block of 32 filters, summed in 16 bits; of four it is half of
+// one, summed in 32.
 template <bool five, int rows, int vectors, int chain>
-inline __attribute__((always_inline)) void tile(const LookupAccumulateArgs& args, int64_t row, const uint8_t* w,
-                                                int64_t w_stride, int32_t* acc_begin) {
-  const uint8_t* x[rows];
-  for (int r = 0; r < rows; ++r) x[r] = args.tables + args.row_offset[row + r];
-  const int64_t most = five ? 65535 / (10 * ((1 << args.planes) - 1)) : args.steps;  // steps that 16 bits can sum
-  const int32_t* k_offset = args.k_offset;
-  for (const int32_t* const all = k_offset + args.steps; k_offset != all;) {
-    const bool begins = k_offset == args.k_offset;
-    const int32_t* const end = all - k_offset > most ? k_offset + most : all;
-    __m512i acc[rows][vectors];
+inline __attribute__((always_inline)) void tile(const uint8_t* const* x, const int32_t* k_offset, int64_t steps,
+                                                const uint8_t* w, int64_t w_stride, const int32_t* start, int32_t* out,
+                                                int64_t row_stride, int64_t block_stride) {
+  __m512i acc[rows][vectors];
 #pragma GCC unroll 7
-    for (int r = 0; r < rows; ++r)
+  for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) acc[r][v] = _mm512_setzero_si512();
-    for (; end - k_offset >= chain; k_offset += chain, w += chain * w_stride)
-      look_up<five, rows, vectors, chain>(x, k_offset, w, w_stride, acc);
-    if (chain > 2 && end - k_offset >= 2) {
-      look_up<five, rows, vectors, 2>(x, k_offset, w, w_stride, acc);
-      k_offset += 2;
-      w += 2 * w_stride;
-    }
-    for (; k_offset != end; ++k_offset, w += w_stride) look_up<five, rows, vectors, 1>(x, k_offset, w, w_stride, acc);
+    for (int v = 0; v < vectors; ++v) acc[r][v] = five ? _mm512_set1_epi16(kLeast16) : _mm512_set1_epi32(start[r]);
+  const int32_t* const end = k_offset + steps;
+  for (; end - k_offset >= chain; k_offset += chain, w += chain * w_stride)
+    look_up<five, rows, vectors, chain>(x, k_offset, w, w_stride, acc);
+  if (chain > 2 && end - k_offset >= 2) {
+    look_up<five, rows, vectors, 2>(x, k_offset, w, w_stride, acc);
+    k_offset += 2;
+    w += 2 * w_stride;
+  }
+  for (; k_offset != end; ++k_offset, w += w_stride) look_up<five, rows, vectors, 1>(x, k_offset, w, w_stride, acc);
+  // Twice the sums in the low halves of lanes, or in the high ones, in which kLeast16 stands for no sum.
+  int32_t low = 2, high = 2 << 16;
+  __asm__ volatile("" : "+r"(low), "+r"(high));  // made here: as constants they would take registers all along
+  const __m512i twice_low = _mm512_set1_epi32(low), twice_high = _mm512_set1_epi32(high);
 #pragma GCC unroll 7
-    for (int r = 0; r < rows; ++r) {
-      const __m512i start = _mm512_set1_epi32(args.start[row + r]);
-      const auto add = [&](int32_t* out, __m512i twice) {
-        _mm512_storeu_si512(out, _mm512_add_epi32(begins ? start : _mm512_loadu_si512(out), twice));
-      };
-      int32_t* out = acc_begin + (row + r) * args.acc_stride;
+  for (int r = 0; r < rows; ++r) {
+    const __m512i begin = _mm512_set1_epi32(start[r] - 2 * kLeast16);
 #pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) {
-        if (five) {
-          add(out, _mm512_slli_epi32(_mm512_and_si512(acc[r][v], _mm512_set1_epi32(0xffff)), 1));
-          add(out + 16, _mm512_slli_epi32(_mm512_srli_epi32(acc[r][v], 16), 1));
-          out += args.acc_block_stride;
-        } else {
-          add(out + v * 16, acc[r][v]);
-        }
-      }
+    for (int v = 0; v < vectors; ++v) {
+      int32_t* to = out + r * row_stride + (five ? v * block_stride : v * 16);
+      _mm512_storeu_si512(to, five ? _mm512_dpwssd_epi32(begin, acc[r][v], twice_low) : acc[r][v]);
+      if (five) _mm512_storeu_si512(to + 16, _mm512_dpwssd_epi32(begin, acc[r][v], twice_high));
     }
   }
+}
+
+// Adds the steps behind those whose sums 16 bits can hold.
+template <int rows, int vectors, int chain>
+__attribute__((noinline)) void add_steps(const uint8_t* const* x, const int32_t* k_offset, int64_t steps, int64_t most,
+                                         const uint8_t* w, int32_t* out, int64_t row_stride, int64_t block_stride) {
+  while (steps > 0) {
+    alignas(64) int32_t more[vectors][rows][kWordBits];
+    const int32_t nothing[rows] = {};
+    tile<true, rows, vectors, chain>(x, k_offset, steps < most ? steps : most, w, vectors * kVector, nothing,
+                                     more[0][0], kWordBits, rows * kWordBits);
+    for (int v = 0; v < vectors; ++v)
+      for (int r = 0; r < rows; ++r)
+        for (int o = 0; o < kWordBits; ++o) out[v * block_stride + r * row_stride + o] += more[v][r][o];
+    steps -= most;
+    k_offset += most;
+    w += most * vectors * kVector;
+  }
+}
+
+template <int rows, int vectors, int chain>
+inline __attribute__((always_inline)) void all_steps(const LookupAccumulateArgs& args, const uint8_t* const* x,
+                                                     const uint8_t* w, const int32_t* start, int32_t* out) {
+  const int64_t most = 65535 / (10 * ((1 << args.planes) - 1)), steps = args.steps < most ? args.steps : most;
+  tile<true, rows, vectors, chain>(x, args.k_offset, steps, w, vectors * kVector, start, out, args.acc_stride,
+                                   args.acc_block_stride);
+  if (args.steps > most)
+    add_steps<rows, vectors, chain>(x, args.k_offset + most, args.steps - most, most, w + most * vectors * kVector, out,
+                                    args.acc_stride, args.acc_block_stride);
 }
 
 // All blocks of some rows, whose tables stay in the first-level cache.
 template <bool five, int rows, int chain>
 void accumulate_rows(const LookupAccumulateArgs& args, int64_t row) {
-  constexpr int64_t kStepWeights = five ? kVector : 2 * kVector;
-  const uint8_t* w = args.w;
-  int32_t* acc = args.acc;
-  int64_t left = args.blocks;
-  if (five) {
-    constexpr int64_t kStride = 2 * kVector;
-    for (; left >= 2; left -= 2, w += args.steps * kStride, acc += 2 * args.acc_block_stride)
-      tile<five, rows, 2, chain>(args, row, w, kStride, acc);
-    if (left) tile<five, rows, 1, chain>(args, row, w, kVector, acc);
-  } else {
-    for (int64_t block = 0; block < args.blocks; ++block)
-      tile<five, rows, 2, chain>(args, row, args.w + args.weights_begin(block, kStepWeights),
-                                 args.weights_stride(block, kStepWeights), args.acc + block * args.acc_block_stride);
+  const uint8_t* x[rows];
+  for (int r = 0; r < rows; ++r) x[r] = args.tables + args.row_offset[row + r];
+  const int32_t* start = args.start + row;
+  int32_t* out = args.acc + row * args.acc_stride;
+  if (!five) {
+    constexpr int64_t kStepWeights = 2 * kVector;
+    for (int64_t block = 0; block < args.blocks; ++block, out += args.acc_block_stride)
+      tile<five, rows, 2, chain>(x, args.k_offset, args.steps, args.w + args.weights_begin(block, kStepWeights),
+                                 args.weights_stride(block, kStepWeights), start, out, args.acc_stride, 0);
+    return;
   }
+  const uint8_t* w = args.w;
+  int64_t left = args.blocks;
+  for (; left >= 2; left -= 2, w += 2 * args.steps * kVector, out += 2 * args.acc_block_stride)
+    all_steps<rows, 2, chain>(args, x, w, start, out);
+  if (left) all_steps<rows, 1, chain>(args, x, w, start, out);
 }
 
 template <bool five, int chain>
