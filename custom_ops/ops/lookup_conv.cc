@@ -1,5 +1,7 @@
 #include "ops/lookup_conv.h"
 
+#include "ops/offsets.h"
+
 namespace binarize {
 namespace {
 
@@ -93,10 +95,10 @@ LookupConv::Wave LookupConv::prepare(Call& call, const Images& images) const {
   wave.border_tables = border_tables;
 
   int32_t* row_offset = call.scratch<int32_t>(checked_product(wave.rows, images.out_width, "the pixels"));
-  for (int64_t y = 0; y < wave.rows; ++y)
-    for (int64_t x = 0; x < images.out_width; ++x)
-      row_offset[y * images.out_width + x] =
-          static_cast<int32_t>((y * layout_.strides[0] * wave.columns + x * layout_.strides[1]) * pixel_bytes());
+  const int64_t width = images.out_width;
+  for (int64_t x = 0; x < width; ++x) row_offset[x] = static_cast<int32_t>(x * layout_.strides[1] * pixel_bytes());
+  for (int64_t y = 1; y < wave.rows; ++y)
+    add_to_each(row_offset, width, static_cast<int32_t>(y * layout_.strides[0] * row_bytes), row_offset + y * width);
   wave.row_offset = row_offset;
   int32_t* k_offset = call.scratch<int32_t>(steps_);
   wave.k_offset = k_offset;

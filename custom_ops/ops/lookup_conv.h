@@ -104,13 +104,11 @@ void LookupConv::run(Call& call, const Images& images, int64_t scratch_words, co
     for (wave.first_row = 0; wave.first_row < images.out_height; wave.first_row += rows) {
       wave.rows = std::min(rows, images.out_height - wave.first_row);
       call.parallel_for(input_rows(wave.rows), [&](int64_t row) { make_tables(wave, row); });
-      // Enough tasks to share out evenly.
-      constexpr int64_t kTasks = 16, kFewestPixels = 28;
+      // Enough tasks to share out evenly, of whole vectors of the epilogue.
+      constexpr int64_t kTasks = 8;
       const int64_t pixels = wave.rows * images.out_width;
-      const int64_t wanted =
-          std::max(ceil_div(pixels, most), std::min(ceil_div(kTasks, units), pixels / kFewestPixels));
-      const int64_t chunk = std::min(most, round_up(ceil_div(pixels, std::max<int64_t>(wanted, 1)), 7));
-      const int64_t chunks = ceil_div(pixels, chunk), stride = round_up(chunk, 16) * kWordBits;
+      const int64_t chunk = std::min(most, round_up(ceil_div(pixels, ceil_div(kTasks, units)), 16));
+      const int64_t chunks = ceil_div(pixels, chunk), stride = chunk * kWordBits;
       call.parallel_for(units * chunks, [&](int64_t item) {
         alignas(64) int32_t stack[kStackWords];
         AlignedArray<int32_t> heap;

@@ -10,6 +10,7 @@
 #include "cpu/xnor_accumulate/xnor_accumulate.h"
 #include "ops/epilogue.h"
 #include "ops/lookup_conv.h"
+#include "ops/offsets.h"
 #include "ops/ops.h"
 #include "ops/xnor_weights.h"
 
@@ -159,11 +160,6 @@ struct BorderClasses {
     }
   }
 };
-
-// to[i] = from[i] + addend.
-void add_to_each(const int32_t* __restrict from, int64_t count, int32_t addend, int32_t* __restrict to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = from[i] + addend;
-}
 
 // acc >= integer_threshold(t) is float(acc) >= t, for every |acc| < 2^24.  The thresholds that are always or never
 // reached are 2^26 away: differences of them and accumulators do not overflow.
