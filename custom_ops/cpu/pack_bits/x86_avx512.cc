@@ -97,16 +97,24 @@ inline __attribute__((always_inline)) Planes<planes> level_bits(const PackBitsAr
   return bits;
 }
 
-template <int planes, int vectors>
+// plain: float32, whole vectors, searched for, nothing flipped.
+template <int planes, int vectors, bool plain>
 inline void pack_levels_across(const PackBitsArgs& args, const float* trees, int64_t lane) {
   __m512i words[planes][vectors], bit = _mm512_set1_epi32(1);
   for (int b = 0; b < planes; ++b)
     for (int i = 0; i < vectors; ++i) words[b][i] = _mm512_setzero_si512();
   for (int64_t row = 0; row < args.rows; ++row) {
+    const float* tree = trees ? trees + row * kSearchTree : nullptr;
+    const float* v = args.v + row * args.v_row_stride + lane;
+    if (plain)
+      for (int i = 0; i < vectors; ++i)
+        _mm_prefetch(reinterpret_cast<const char*>(v + (vectors + i) * kVectorLanes), _MM_HINT_T0);
+#pragma GCC unroll 4
     for (int i = 0; i < vectors; ++i) {
       const int64_t at = lane + i * kVectorLanes;
-      const Planes<planes> bits =
-          level_bits<planes>(args, trees ? trees + row * kSearchTree : nullptr, row, at, first_lanes(args.lanes - at));
+      const Planes<planes> bits = plain ? search<planes>(tree, _mm512_loadu_ps(v + i * kVectorLanes), 0xffff)
+                                        : level_bits<planes>(args, tree, row, at, first_lanes(args.lanes - at));
+#pragma GCC unroll 6
       for (int b = 0; b < planes; ++b) words[b][i] = _mm512_mask_or_epi32(words[b][i], bits.of[b], words[b][i], bit);
     }
     bit = _mm512_slli_epi32(bit, 1);
@@ -124,9 +132,10 @@ void pack_levels_across(const PackBitsArgs& args) {
   const float* trees = fill_search_trees(args, 0, args.rows, storage) ? storage : nullptr;
   constexpr int kTogether = planes <= 4 ? 4 : 2;  // searches side by side: one waits for each of its comparisons
   int64_t lane = 0;
-  for (; lane + kTogether * kVectorLanes <= args.lanes; lane += kTogether * kVectorLanes)
-    pack_levels_across<planes, kTogether>(args, trees, lane);
-  for (; lane < args.lanes; lane += kVectorLanes) pack_levels_across<planes, 1>(args, trees, lane);
+  if (trees && args.v && !args.flip.data)
+    for (; lane + kTogether * kVectorLanes <= args.lanes; lane += kTogether * kVectorLanes)
+      pack_levels_across<planes, kTogether, true>(args, trees, lane);
+  for (; lane < args.lanes; lane += kVectorLanes) pack_levels_across<planes, 1, false>(args, trees, lane);
 }
 
 template <int planes>
