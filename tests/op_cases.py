@@ -872,6 +872,38 @@ def low_bit_convs() -> list[Case]:
     ]
 
 
+def low_bit_matmuls() -> list[Case]:
+    """The same for matrix products."""
+
+    def low_bit(
+        label: str, a: tuple[int, ...], b: tuple[int, ...], planes: int, use: str = "scale", **more: Any
+    ) -> Case:
+        combine = [[1 << bit for bit in range(planes)]]
+        return matmul(f"{planes} bits, {label}", a, b, planes=planes, x_low=0, combine=combine, use=use, **more)
+
+    unmasked = FULL.removeprefix("mask ")
+    return [
+        *(low_bit(f"{k} long", (9, k), (k, 33), b) for b in (2, 3, 4, 5, 6) for k in (1, 5, 21, 33, 300)),
+        *(low_bit(f"{rows} rows", (rows, 70), (70, 40), 4) for rows in (1, 2, 3, 8, 27, 29, 60)),
+        *(
+            low_bit(f"{columns} columns", (8, 70), (70, columns), b)
+            for b in (4, 6)
+            for columns in (1, 32, 96, 129, 200)
+        ),
+        *(low_bit(f"{m} bases", (9, 70), (70, 140), 4, bases=m) for m in (2, 3, 5)),
+        low_bit("batches", (2, 3, 5, 70), (70, 40), 4, use=unmasked),
+        low_bit("batches that keep their rows apart", (2, 3, 5, 70), (70, 40), 4, gate=(2, 1, 5, 40)),
+        low_bit("batches of both", (2, 5, 70), (2, 70, 40), 4),
+        low_bit("one matrix of rank 3", (2, 5, 70), (1, 70, 40), 4),
+        low_bit("full epilogue, float16", (5, 70), (70, 140), 4, use=unmasked, dtype=FLOAT16),
+        low_bit("ternary weights", (5, 70), (70, 33), 4, use="mask scale"),
+        low_bit("weights at run time", (5, 70), (70, 33), 4, runtime="B"),
+        low_bit("to levels", (9, 70), (70, 140), 4, thresholds=15, encode="positional", use="scale threshold"),
+        low_bit("9000 long", (2, 9000), (9000, 3), 4),
+        low_bit("waves of rows", (400, 4096), (4096, 3), 4),
+    ]
+
+
 def large_cases() -> list[Case]:
     """Shapes that fill the kernels' tiles and leave every tail; too many for a test that is run at every level."""
     full = "scale bias slope residual threshold"
@@ -916,6 +948,7 @@ def large_cases() -> list[Case]:
             use=full,
         ),
         *low_bit_convs(),
+        *low_bit_matmuls(),
         conv("groups of 96", (1, 192, 9, 9), (66, 3, 3), group=2, pads=PAD1, use=full),
         conv("float16, 28x28", (1, 64, 28, 28), (64, 3, 3), pads=PAD1, use=full, dtype=FLOAT16),
         *(
