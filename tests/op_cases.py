@@ -804,6 +804,106 @@ DRAWS = [random_conv(seed) for seed in range(40)]
 CASES = [*CONV, *MATMUL, *PACK_SIGN, *UNPACK, *POOL, *DRAWS]
 
 
+def low_bit_convs() -> list[Case]:
+    """Planes that are the bits of one number: what kernels look up in tables, and what they leave to counting."""
+
+    def low_bit(
+        label: str, x: tuple[int, int, int, int], w: tuple[int, int, int], planes: int, use: str = "scale", **more: Any
+    ) -> Case:
+        combine = [[1 << bit for bit in range(planes)]]
+        return conv(f"{planes} bits, {label}", x, w, planes=planes, x_low=0, combine=combine, use=use, **more)
+
+    bits = (2, 3, 4, 5, 6)
+    unmasked = FULL.removeprefix("mask ")
+    return [
+        *(
+            low_bit(f"{c} channels", (1, c, 4, 5), (33, 3, 3), b, pads=PAD1)
+            for b in bits
+            for c in (1, 5, 16, 21, 33, 63, 128)
+        ),
+        *(low_bit(f"{o} outputs", (1, 40, 3, 5), (o, 2, 2), b) for b in (4, 6) for o in (1, 31, 32, 64, 65, 97)),
+        *(low_bit(f"{m} bases", (1, 70, 5, 4), (40, 3, 3), b, bases=m, pads=PAD1) for b in (2, 4, 6) for m in (2, 3)),
+        *(low_bit(f"width {width}", (1, 32, 3, width), (8, 3, 3), 4, pads=PAD1) for width in WIDTHS),
+        *(low_bit(f"1x1, {size} pixels", (2, 64, 1, size), (40, 1, 1), 4) for size in (1, 2, 7, 10, 113)),
+        *(
+            low_bit(f"stride {s}, kernel {k}", (1, 24, 11, 12), (9, k, k), b, strides=(s, s), pads=PAD1)
+            for b, s, k in ((4, 2, 3), (5, 2, 1), (4, 3, 2), (2, 4, 1), (4, 5, 3), (6, 2, 2))
+        ),
+        *(
+            low_bit(f"dilation {d}", (1, 24, 9, 10), (9, 3, 3), b, dilations=d, pads=(2, 1, 2, 3))
+            for b, d in ((4, (2, 1)), (4, (1, 2)), (6, (2, 3)), (3, (3, 2)))
+        ),
+        low_bit(
+            "stride and dilation", (2, 40, 12, 11), (9, 3, 2), 4, strides=(3, 2), dilations=(2, 3), pads=(2, 1, 0, 2)
+        ),
+        low_bit("1xk", (1, 40, 3, 9), (6, 1, 5), 4, pads=(0, 2, 0, 2)),
+        low_bit("kx1", (1, 40, 9, 3), (6, 5, 1), 4, pads=(2, 0, 2, 0)),
+        low_bit("kernel in the border at corners", (1, 32, 3, 3), (4, 2, 2), 4, pads=(3, 3, 3, 3)),
+        *(low_bit("border of +1", (1, 33, 5, 5), (8, 3, 3), b, pads=PAD1, pad_value=1) for b in (3, 6)),
+        *(low_bit("border of -1", (1, 33, 5, 5), (8, 3, 3), b, pads=PAD1, pad_value=-1) for b in (3, 6)),
+        *(low_bit("border of -1, none", (1, 33, 5, 5), (8, 3, 3), b, pad_value=-1) for b in (3, 6)),
+        *(low_bit("groups of words", (2, 96, 5, 5), (96, 3, 3), b, group=3, pads=PAD1) for b in (4, 6)),
+        low_bit("groups of words, odd outputs", (1, 128, 5, 5), (42, 3, 3), 4, group=2, pads=PAD1, use=unmasked),
+        low_bit("groups that are not words", (1, 80, 5, 5), (6, 3, 3), 4, group=2, pads=PAD1),
+        low_bit("ternary weights", (1, 40, 5, 5), (6, 3, 3), 4, pads=PAD1, use="mask scale"),
+        low_bit("weights at run time", (1, 40, 5, 5), (6, 3, 3), 4, pads=PAD1, runtime="W"),
+        low_bit("combine at run time", (1, 40, 5, 5), (6, 3, 3), 4, pads=PAD1, runtime="combine"),
+        low_bit("full epilogue, batch 3", (3, 40, 7, 6), (70, 3, 3), 4, pads=PAD1, use=unmasked),
+        low_bit("full epilogue, float16", (2, 40, 7, 6), (35, 3, 3), 4, pads=PAD1, use=unmasked, dtype=FLOAT16),
+        *(
+            low_bit(
+                "to levels", (2, 64, 9, 8), (70, 3, 3), b, pads=PAD1, thresholds=2**b - 1, encode="positional", use=use
+            )
+            for b in bits
+            for use in ("threshold", "scale bias threshold flip")
+        ),
+        conv(
+            "combine 1, 2, 4 of signs", (1, 40, 5, 5), (6, 3, 3), pads=PAD1, planes=3, combine=[[1, 2, 4]], use="scale"
+        ),
+        conv(
+            "combine 1, 2, 5", (1, 40, 5, 5), (6, 3, 3), pads=PAD1, planes=3, x_low=0, combine=[[1, 2, 5]], use="scale"
+        ),
+        conv(
+            "7 planes", (1, 40, 5, 5), (6, 3, 3), planes=7, x_low=0, combine=[[2.0**i for i in range(7)]], use="scale"
+        ),
+        low_bit("512 channels overflow 16 bits", (1, 512, 3, 4), (33, 3, 3), 4, pads=PAD1),
+        low_bit("9000 channels", (1, 9000, 1, 2), (3, 1, 1), 4),
+        low_bit("waves of rows", (1, 512, 48, 48), (4, 3, 3), 6, pads=PAD1),
+    ]
+
+
+def low_bit_matmuls() -> list[Case]:
+    """The same for matrix products."""
+
+    def low_bit(
+        label: str, a: tuple[int, ...], b: tuple[int, ...], planes: int, use: str = "scale", **more: Any
+    ) -> Case:
+        combine = [[1 << bit for bit in range(planes)]]
+        return matmul(f"{planes} bits, {label}", a, b, planes=planes, x_low=0, combine=combine, use=use, **more)
+
+    unmasked = FULL.removeprefix("mask ")
+    return [
+        *(low_bit(f"{k} long", (9, k), (k, 33), b) for b in (2, 3, 4, 5, 6) for k in (1, 5, 21, 33, 300)),
+        *(low_bit(f"{rows} rows", (rows, 70), (70, 40), 4) for rows in (1, 2, 3, 8, 27, 29, 60)),
+        *(
+            low_bit(f"{columns} columns", (8, 70), (70, columns), b)
+            for b in (4, 6)
+            for columns in (1, 32, 96, 129, 200)
+        ),
+        *(low_bit(f"{m} bases", (9, 70), (70, 140), 4, bases=m) for m in (2, 3, 5)),
+        low_bit("batches", (2, 3, 5, 70), (70, 40), 4, use=unmasked),
+        low_bit("batches that keep their rows apart", (2, 3, 5, 70), (70, 40), 4, gate=(2, 1, 5, 40)),
+        low_bit("batches of both", (2, 5, 70), (2, 70, 40), 4),
+        low_bit("one matrix of rank 3", (2, 5, 70), (1, 70, 40), 4),
+        low_bit("full epilogue, float16", (5, 70), (70, 140), 4, use=unmasked, dtype=FLOAT16),
+        low_bit("ternary weights", (5, 70), (70, 33), 4, use="mask scale"),
+        low_bit("weights at run time", (5, 70), (70, 33), 4, runtime="B"),
+        low_bit("to levels", (9, 70), (70, 140), 4, thresholds=15, encode="positional", use="scale threshold"),
+        low_bit("9000 long", (2, 9000), (9000, 3), 4),
+        low_bit("waves of rows", (400, 4096), (4096, 3), 4),
+    ]
+
+
 def large_cases() -> list[Case]:
     """Shapes that fill the kernels' tiles and leave every tail; too many for a test that is run at every level."""
     full = "scale bias slope residual threshold"
@@ -847,6 +947,8 @@ def large_cases() -> list[Case]:
             combine=[[1, 2]],
             use=full,
         ),
+        *low_bit_convs(),
+        *low_bit_matmuls(),
         conv("groups of 96", (1, 192, 9, 9), (66, 3, 3), group=2, pads=PAD1, use=full),
         conv("float16, 28x28", (1, 64, 28, 28), (64, 3, 3), pads=PAD1, use=full, dtype=FLOAT16),
         *(
@@ -879,6 +981,17 @@ def large_cases() -> list[Case]:
         pack_sign("rows of whole words", (2, 3, 9, 1024), 3, (1, 1, 1, 1), flip=(1,), special=True),
         pack_sign("one threshold, a flip a lane", (6, 64), 1, (1, 1), flip=(1, 64)),
         pack_sign("rows of 70001", (2, 70001), 1, (1, 70001), flip=(1, 70001), special=True),
+        *(
+            pack_sign(f"{b} bits, {x}, axis {axis}", x, axis, threshold, encode="positional", special=True, **more)
+            for b in (2, 3, 4, 5, 6, 7)
+            for x, axis, threshold, more in (
+                ((2, 40, 9, 9), 1, (2**b - 1, 40, 1, 1), {}),
+                ((1, 33, 12, 11), 1, (2**b - 1, 1, 1, 1), {"flip": (b, 33, 1, 1)}),
+                ((1, 33, 2, 9), 1, (2**b - 1, 33, 2, 9), {"dtype": np.float16}),
+                ((5, 70), 1, (2**b - 1, 1), {}),
+                ((5, 70), 1, (2**b - 1, 70), {"flip": (b, 1)}),
+            )
+        ),
         unpack("28x28", (2, 100, 28, 28), 1),
         pool("56x56", (1, 64, 56, 56), (3, 3), strides=(2, 2), pads=PAD1),
     ]

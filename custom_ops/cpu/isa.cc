@@ -30,11 +30,15 @@ constexpr uint32_t kXmmYmm = 0x06, kXmmYmmOpmaskZmm = 0xe6;
 // -mavx2, FMA by -mavx512f.
 constexpr unsigned kAvx2Leaf1 = bit_AVX | bit_F16C | bit_POPCNT, kAvx2Leaf7 = bit_AVX2;
 constexpr unsigned kAvx512Leaf1 = kAvx2Leaf1 | bit_FMA;
+// The processors that have VPOPCNTDQ beside the sets above (from Ice Lake and Zen 4 on) have these too.
+constexpr unsigned kAvx512vpopcntdqLeaf7Ecx = bit_AVX512VPOPCNTDQ | bit_AVX512VBMI | bit_AVX512VNNI | bit_GFNI;
 constexpr unsigned kAvx512Leaf7 = kAvx2Leaf7 | bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL;
 
 bool has_avx2() { return has_and_saves(kAvx2Leaf1, kAvx2Leaf7, 0, kXmmYmm); }
 bool has_avx512() { return has_and_saves(kAvx512Leaf1, kAvx512Leaf7, 0, kXmmYmmOpmaskZmm); }
-bool has_avx512vpopcntdq() { return has_and_saves(kAvx512Leaf1, kAvx512Leaf7, bit_AVX512VPOPCNTDQ, kXmmYmmOpmaskZmm); }
+bool has_avx512vpopcntdq() {
+  return has_and_saves(kAvx512Leaf1, kAvx512Leaf7, kAvx512vpopcntdqLeaf7Ecx, kXmmYmmOpmaskZmm);
+}
 #endif
 
 bool always() { return true; }

@@ -1,5 +1,6 @@
 // Names, masks and the choice of kernels.  With an argument: the best instruction set that must be found here.
 #include "cpu/epilogue/epilogue.h"
+#include "cpu/lookup_accumulate/lookup_accumulate.h"
 #include "cpu/max_pool/max_pool.h"
 #include "cpu/pack_bits/pack_bits.h"
 #include "cpu/testing.h"
@@ -74,6 +75,9 @@ int main(int argc, char** argv) {
   expect(isa_names(avx512) == std::string("avx512, avx2, scalar"), "the names of a mask");
   expect(select_xnor_accumulate(avx512).isa == Isa::avx512, "AVX-512 without VPOPCNTDQ has kernels of its own");
   expect(select_xnor_accumulate(avx2).isa == Isa::avx2, "so has AVX2");
+  expect(find_lookup_accumulate(avx512)->isa == Isa::avx512, "AVX-512 without VBMI looks up too");
+  expect(find_lookup_accumulate(avx2)->isa == Isa::avx2, "so does AVX2");
+  expect(!find_lookup_accumulate(isa_bit(Isa::scalar)), "plain C++ does not");
   expect(select_epilogue(avx512 | isa_bit(Isa::avx512vpopcntdq)).isa == Isa::avx512, "the next best serves");
 #endif
   return report("isa");

@@ -54,6 +54,7 @@ Combine read_combine(const Tensor& combine, int64_t k) {
   out.planes = combine.shape.dim[1];
   const int64_t count = element_count(combine.shape, "input combine");
   out.identity = out.outputs == out.planes;
+  out.positional = out.outputs == 1;
   out.matrix.resize(static_cast<size_t>(count));
   constexpr double kExact = 1 << 24;
   for (int64_t t = 0; t < out.outputs; ++t) {
@@ -65,6 +66,7 @@ Combine read_combine(const Tensor& combine, int64_t k) {
       sum += std::fabs(value);
       out.matrix[static_cast<size_t>(t * out.planes + p)] = static_cast<int32_t>(value);
       out.identity = out.identity && value == (t == p ? 1.0f : 0.0f);
+      out.positional = out.positional && value == std::ldexp(1.0f, static_cast<int>(p));
     }
     if (sum * static_cast<double>(k) >= kExact)
       fail("row ", t, " of input combine sums to ", sum, " in magnitude over inner products of length ", k,

@@ -38,6 +38,7 @@ inline constexpr const char* kMatMulInputNames[] = {"A", "B", BINARIZE_EPILOGUE_
 struct Combine {
   int64_t outputs = 0, planes = 0;
   bool identity = false;
+  bool positional = false;  // one output, 1, 2, 4, ...: the planes are the bits of one number
   std::vector<int32_t> matrix;
 };
 // `k`: the longest inner product, for the exactness bound sum |combine| * k < 2^24.

@@ -16,11 +16,14 @@ Encode read_encode(const Tensor& encode) {
   const int64_t count = element_count(encode.shape, "input encode");
   out.matrix.resize(static_cast<size_t>(count));
   bool identity = out.planes == out.thresholds;
+  out.positional = out.planes > 1 && out.planes < 31 && out.thresholds == (int64_t{1} << out.planes) - 1;
   for (int64_t i = 0; i < count; ++i) {
     const float value = encode.as<float>()[i];
     if (value != 0.0f && value != 1.0f) fail("input encode holds ", value, ", expected only 0 and 1");
     out.matrix[static_cast<size_t>(i)] = value != 0.0f;
-    identity = identity && (value != 0.0f) == (i / out.thresholds == i % out.thresholds);
+    const int64_t plane = i / out.thresholds, threshold = i % out.thresholds;
+    identity = identity && (value != 0.0f) == (plane == threshold);
+    out.positional = out.positional && (value != 0.0f) == ((threshold + 1) % (int64_t{1} << plane) == 0);
   }
   if (identity) out.matrix.clear();
   return out;
@@ -88,6 +91,7 @@ void Thresholds::fill(PackBitsArgs& args, int64_t outer, int64_t row, int64_t la
   args.flip_plane_stride = flip.plane_stride;
   args.encode = encode->matrix.empty() ? nullptr : encode->matrix.data();
   args.planes = encode->planes;
+  args.positional = encode->positional;
 }
 
 }  // namespace binarize

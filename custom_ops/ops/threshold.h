@@ -11,6 +11,7 @@ namespace binarize {
 // The 0/1 matrix [planes][thresholds] as bytes; empty where it is the identity.
 struct Encode {
   int64_t planes = 0, thresholds = 0;
+  bool positional = false;  // ascending thresholds give the bits of their number that is reached
   std::vector<uint8_t> matrix;
 };
 Encode read_encode(const Tensor& encode);

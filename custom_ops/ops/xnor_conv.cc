@@ -9,6 +9,8 @@
 
 #include "cpu/xnor_accumulate/xnor_accumulate.h"
 #include "ops/epilogue.h"
+#include "ops/lookup_conv.h"
+#include "ops/offsets.h"
 #include "ops/ops.h"
 #include "ops/xnor_weights.h"
 
@@ -159,11 +161,6 @@ struct BorderClasses {
   }
 };
 
-// to[i] = from[i] + addend.
-void add_to_each(const int32_t* __restrict from, int64_t count, int32_t addend, int32_t* __restrict to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = from[i] + addend;
-}
-
 // acc >= integer_threshold(t) is float(acc) >= t, for every |acc| < 2^24.  The thresholds that are always or never
 // reached are 2^26 away: differences of them and accumulators do not overflow.
 int32_t integer_threshold(float t) {
@@ -193,6 +190,7 @@ class XnorConv {
     epilogue_.emplace(constants_.data(), Layout::channels_first, attributes_.dtype);
     if (constants_[kW].data && constants_[kMask].data && known.bases > 0) {
       if (constants_[kCombine].data) combine_ = read_combine(constants_[kCombine], known.k);
+      if (make_lookup(known, isas)) return;
       layout_ = weights_layout(known, constants_.data());
       buffer_ = aligned_array<uint32_t>(layout_->buffer_words());
       weights_ = XnorWeights(*layout_, buffer_.get());
@@ -240,6 +238,11 @@ class XnorConv {
     std::optional<Combine> run_time_combine;
     if (!combine_) run_time_combine = read_combine(in[kCombine], s.k);
     const Combine& combine = combine_ ? *combine_ : *run_time_combine;
+    const EpilogueCall epilogue(call, *epilogue_, in, s.y);
+    const Outputs outputs{s, combine, epilogue, y, q};
+    const LookupConv::Images images{in[kP].as<uint32_t>(), s.y.dim[0], in[kP].shape.dim[2],
+                                    in[kP].shape.dim[3],   s.y.dim[2], s.y.dim[3]};
+    if (lookup_ && lookup_->fits(images)) return look_up(call, images, outputs);
     XnorWeights weights = weights_;
     XnorWeightsLayout layout;
     if (layout_) {
@@ -249,21 +252,26 @@ class XnorConv {
       weights = XnorWeights(layout, call.scratch<uint32_t>(layout.buffer_words()));
       call.parallel_for(layout.blocks, [&](int64_t block) { fill_weights(s, in, layout, weights, block); });
     }
-    const EpilogueCall epilogue(call, *epilogue_, in, s.y);
-    Job job{s, layout, weights, combine, epilogue, y, q};
+    Job job{outputs, layout, weights};
     prepare(call, in[kP], job);
     run(call, job);
   }
 
  private:
-  struct Job {
+  // What becomes of the accumulators.
+  struct Outputs {
     const ConvShapes& s;
-    const XnorWeightsLayout& layout;
-    const XnorWeights& weights;
     const Combine& combine;
     const EpilogueCall& epilogue;
     void* y;
     uint32_t* q;
+
+    int64_t pixels() const { return s.y.dim[2] * s.y.dim[3]; }
+  };
+
+  struct Job : Outputs {
+    const XnorWeightsLayout& layout;
+    const XnorWeights& weights;
     // Activations, padded: [N][planes][plane_words][height][width]
     const uint32_t* x = nullptr;
     int64_t plane_words = 0, group_stride = 0, height = 0, width = 0;
@@ -273,8 +281,6 @@ class XnorConv {
     // Bits straight from the counts: a set bit is base >= count, where base holds (base - threshold) / 2^shift.
     bool counts_to_bits = false;
     uint32_t* flips = nullptr;  // [blocks]
-
-    int64_t pixels() const { return s.y.dim[2] * s.y.dim[3]; }
   };
 
   // Whether a group's channels do not start at a word of the densely packed input.
@@ -289,7 +295,41 @@ class XnorConv {
     return std::min<int64_t>(kWordBits, group_out(s) - block % group_blocks(s) * kWordBits);
   }
   bool words_aligned(const ConvShapes& s) const { return attributes_.group == 1 || group_out(s) % kWordBits == 0; }
+  int64_t words() const { return ceil_div(attributes_.channels, kWordBits); }
   int32_t shift() const { return attributes_.x_low == -1 ? 1 : 0; }
+
+  // Planes that are the bits of one unsigned activation, times +-1 weights that are constant: looked up where a kernel
+  // does that, and groups and padding allow it.
+  bool make_lookup(const ConvShapes& s, IsaMask isas) {
+    const LookupAccumulateKernel* kernel = find_lookup_accumulate(isas);
+    const bool low_pad = attributes_.padded() && attributes_.pad_value == -1;
+    if (!kernel || attributes_.x_low != 0 || low_pad || !combine_ || !combine_->positional) return false;
+    LookupConvLayout layout;
+    layout.group = attributes_.group;
+    layout.channels = attributes_.group_channels();
+    layout.group_outputs = group_out(s);
+    layout.bases = s.bases;
+    std::copy_n(s.kernel, 2, layout.kernel);
+    std::copy_n(attributes_.strides, 2, layout.strides);
+    std::copy_n(attributes_.dilations, 2, layout.dilations);
+    std::copy_n(attributes_.pads, 4, layout.pads);
+    layout.planes = static_cast<int32_t>(std::min<int64_t>(combine_->planes, kMaxLookupPlanes + 1));
+    layout.pads_high = attributes_.pad_value == 1;
+    if (!LookupConv::fits(layout) || !mask_is_neutral(constants_[kMask], 1, layout.channels)) return false;
+    expect_type(constants_[kW], "W", ORT_UINT32);
+    const BroadcastStrides w = broadcast_strides(constants_[kW].shape, constants_[kW].shape);
+    lookup_.emplace(*kernel, layout, constants_[kW].as<uint32_t>(),
+                    WordStrides{w.stride[0], w.stride[1], w.stride[2], w.stride[3]});
+    return true;
+  }
+
+  void look_up(Call& call, const LookupConv::Images& images, const Outputs& outputs) const {
+    float* whole_v = whole_values(call, outputs);
+    lookup_->run(call, images, kWordBits * outputs.s.bases, [&](const LookupConv::Accumulators& of, int32_t* scratch) {
+      finish_chunk(outputs, of.image, of.block, of.pixel, of.count, of.stride, of.acc, scratch, whole_v);
+    });
+    if (whole_v) pack_whole(call, outputs, whole_v);
+  }
 
   XnorWeightsLayout weights_layout(const ConvShapes& s, const Tensor* in) const {
     XnorWeightsLayout layout;
@@ -323,7 +363,7 @@ class XnorConv {
   // Activations in the order the kernel reads them, and the tables of offsets and border classes.
   void prepare(Call& call, const Tensor& p, Job& job) const {
     const ConvShapes& s = job.s;
-    const int64_t words = ceil_div(attributes_.channels, kWordBits), group_words = job.layout.words();
+    const int64_t words = this->words(), group_words = job.layout.words();
     const int64_t in_height = p.shape.dim[2], in_width = p.shape.dim[3];
     job.height = in_height + attributes_.pads[0] + attributes_.pads[2];
     job.width = in_width + attributes_.pads[1] + attributes_.pads[3];
@@ -402,7 +442,7 @@ class XnorConv {
   template <bool second>
   void copy_plane(const uint32_t* p, int64_t plane, int64_t in_height, int64_t in_width, const Job& job,
                   const uint32_t* first, uint32_t* out) const {
-    const int64_t size = in_height * in_width, words = ceil_div(attributes_.channels, kWordBits);
+    const int64_t size = in_height * in_width, words = this->words();
     const int64_t image = plane / job.plane_words, word = plane % job.plane_words;
     const int64_t length = moves_bits() ? attributes_.group_channels() : attributes_.channels;
     const int64_t length_words = ceil_div(length, kWordBits);
@@ -489,10 +529,7 @@ class XnorConv {
     const int64_t block_tasks = s.y.dim[0] * attributes_.group * group_blocks(s);
     const int64_t splits = std::min(chunks, ceil_div(kTasks, block_tasks));
 
-    float* whole_v = nullptr;  // where a block's channels are not a word of Q: packed at the end
-    if (job.q && !words_aligned(s))
-      whole_v = job.y && epilogue_->dtype() == ORT_FLOAT ? static_cast<float*>(job.y)
-                                                         : call.scratch<float>(element_count(s.y, "output Y"));
+    float* whole_v = whole_values(call, job);
     call.parallel_for(block_tasks * splits, [&](int64_t item) {
       alignas(64) int32_t stack[kStackWords];
       AlignedArray<int32_t> heap;
@@ -505,33 +542,49 @@ class XnorConv {
     if (whole_v) pack_whole(call, job, whole_v);
   }
 
+  // Values for all channels where a block's channels are not a word of Q: packed at the end.  Else null.
+  float* whole_values(Call& call, const Outputs& out) const {
+    if (!out.q || words_aligned(out.s)) return nullptr;
+    return out.y && epilogue_->dtype() == ORT_FLOAT ? static_cast<float*>(out.y)
+                                                    : call.scratch<float>(element_count(out.s.y, "output Y"));
+  }
+
   void run_chunk(const Job& job, int64_t block_of_batch, int64_t pixel, int64_t count, int64_t chunk, int32_t* scratch,
                  float* whole_v) const {
     const ConvShapes& s = job.s;
     const int64_t blocks = attributes_.group * group_blocks(s);
     const int64_t n = block_of_batch / blocks, block = block_of_batch % blocks;
-    const int64_t channel = channel_of(s, block), channels = channels_of(s, block);
-    const int64_t size = chunk * kWordBits, out_terms = job.combine.outputs * s.bases;
-    const int64_t pixels = job.pixels(), out_words = ceil_div(s.out_channels, kWordBits);
-    uint32_t* q = job.q && !whole_v
-                      ? job.q + (n * job.epilogue.encode().planes * out_words + channel / kWordBits) * pixels + pixel
-                      : nullptr;
+    const int64_t size = chunk * kWordBits;
     if (job.counts_to_bits)
-      return xnor_.bits(
-          {accumulation(job, n, 0, 0, block, pixel, count, nullptr), job.flips[block], valid_lanes(channels, 0), q});
+      return xnor_.bits({accumulation(job, n, 0, 0, block, pixel, count, nullptr), job.flips[block],
+                         valid_lanes(channels_of(s, block), 0), words_of(job, n, block, pixel)});
 
     int32_t* acc = scratch;
     scratch += s.planes * s.bases * size;
-
     for (int64_t p = 0; p < s.planes; ++p)
       for (int64_t m = 0; m < s.bases; ++m)
         xnor_.accumulate(accumulation(job, n, p, m, block, pixel, count, acc + (p * s.bases + m) * size));
     if (!job.combine.identity) {
       xnor_.combine({acc, scratch, job.combine.matrix.data(), job.combine.outputs, s.planes, s.bases, size});
       acc = scratch;
-      scratch += out_terms * size;
+      scratch += job.combine.outputs * s.bases * size;
     }
+    finish_chunk(job, n, block, pixel, count, size, acc, scratch, whole_v);
+  }
 
+  // The words of Q of one image, a block's channels and a run of pixels.
+  uint32_t* words_of(const Outputs& out, int64_t n, int64_t block, int64_t pixel) const {
+    const int64_t words = ceil_div(out.s.out_channels, kWordBits), channel = channel_of(out.s, block);
+    return out.q + (n * out.epilogue.encode().planes * words + channel / kWordBits) * out.pixels() + pixel;
+  }
+
+  // Accumulators [terms][size / 32][32], of which there are `count` pixels, to Y and Q; scratch: as large.
+  void finish_chunk(const Outputs& job, int64_t n, int64_t block, int64_t pixel, int64_t count, int64_t size,
+                    const int32_t* acc, int32_t* scratch, float* whole_v) const {
+    const ConvShapes& s = job.s;
+    const int64_t channel = channel_of(s, block), channels = channels_of(s, block);
+    const int64_t pixels = job.pixels(), chunk = size / kWordBits;
+    uint32_t* q = job.q && !whole_v ? words_of(job, n, block, pixel) : nullptr;
     if (!job.y && q && integers_suffice(job)) return pack_integers(job, n, channel, channels, acc, count, q);
 
     int32_t* turned = scratch;
@@ -581,7 +634,7 @@ class XnorConv {
     return args;
   }
 
-  void pack_rows(const Job& job, int64_t n, int64_t channel, int64_t channels, int64_t pixel, int64_t count,
+  void pack_rows(const Outputs& job, int64_t n, int64_t channel, int64_t channels, int64_t pixel, int64_t count,
                  const float* v, int64_t v_stride, uint32_t* q) const {
     PackBitsArgs args{};
     args.v = v;
@@ -594,7 +647,7 @@ class XnorConv {
     pack_.across(args);
   }
 
-  bool integers_suffice(const Job& job) const {
+  bool integers_suffice(const Outputs& job) const {
     const Thresholds& thresholds = job.epilogue.thresholds();
     return job.epilogue.only_threshold() && thresholds.threshold.lane_stride == 0 && thresholds.flip.lane_stride == 0 &&
            thresholds.encode->matrix.empty();
@@ -615,7 +668,7 @@ class XnorConv {
     alignas(64) int32_t of[kWordBits] = {};
     uint32_t flip = 0;
   };
-  IntegerThresholds integer_thresholds(const Job& job, int64_t n, int64_t channel, int64_t channels,
+  IntegerThresholds integer_thresholds(const Outputs& job, int64_t n, int64_t channel, int64_t channels,
                                        int64_t plane = 0) const {
     const Thresholds& thresholds = job.epilogue.thresholds();
     const float* threshold = thresholds.threshold.at(n, channel, 0) + plane * thresholds.threshold.plane_stride;
@@ -629,8 +682,8 @@ class XnorConv {
     return out;
   }
 
-  void pack_integers(const Job& job, int64_t n, int64_t channel, int64_t channels, const int32_t* acc, int64_t count,
-                     uint32_t* q) const {
+  void pack_integers(const Outputs& job, int64_t n, int64_t channel, int64_t channels, const int32_t* acc,
+                     int64_t count, uint32_t* q) const {
     for (int64_t plane = 0; plane < job.epilogue.encode().planes; ++plane) {
       const IntegerThresholds thresholds = integer_thresholds(job, n, channel, channels, plane);
       pack_.accumulators({acc, thresholds.of, thresholds.flip, valid_lanes(channels, 0),
@@ -638,7 +691,7 @@ class XnorConv {
     }
   }
 
-  void pack_whole(Call& call, const Job& job, const float* v) const {
+  void pack_whole(Call& call, const Outputs& job, const float* v) const {
     const int64_t pixels = job.pixels(), channels = job.s.out_channels, words = ceil_div(channels, kWordBits);
     call.parallel_for(job.s.y.dim[0] * words, [&](int64_t item) {
       const int64_t n = item / words, channel = item % words * kWordBits;
@@ -658,6 +711,7 @@ class XnorConv {
   std::optional<XnorWeightsLayout> layout_;  // where W and mask are constant
   AlignedArray<uint32_t> buffer_;
   XnorWeights weights_;
+  std::optional<LookupConv> lookup_;  // instead of these
 };
 
 }  // namespace

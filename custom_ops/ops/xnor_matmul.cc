@@ -10,6 +10,7 @@
 #include "cpu/xnor_accumulate/xnor_accumulate.h"
 #include "cpu/xnor_product/xnor_product.h"
 #include "ops/epilogue.h"
+#include "ops/lookup_matmul.h"
 #include "ops/ops.h"
 #include "ops/xnor_weights.h"
 
@@ -130,6 +131,7 @@ class XnorMatMul {
     epilogue_.emplace(constants_.data(), Layout::channels_last, attributes_.dtype);
     if (constants_[kCombine].data) combine_ = read_combine(constants_[kCombine], attributes_.k);
     if (constants_[kB].data && constants_[kMask].data && known.bases > 0) {
+      if (make_lookup(known, isas)) return;
       layout_ = weights_layout(known, constants_.data());
       buffer_ = aligned_array<uint32_t>(layout_->buffer_words());
       weights_ = XnorWeights(*layout_, buffer_.get());
@@ -186,7 +188,7 @@ class XnorMatMul {
     XnorWeightsLayout layout;
     if (layout_) {
       layout = *layout_;
-    } else {
+    } else if (!lookup_) {
       layout = weights_layout(s, in);
       weights = XnorWeights(layout, call.scratch<uint32_t>(layout.buffer_words()));
       constexpr int64_t kTaskWords = 1 << 15;  // a few microseconds
@@ -223,6 +225,9 @@ class XnorMatMul {
     uint32_t* q;
     int64_t batches = 1, rows = 1;
     const int32_t *row_offset = nullptr, *k_offset = nullptr;
+    // Where activations are looked up: the tables of the rows from first_row on.
+    LookupMatMul::Rows tables{};
+    int64_t first_row = 0;
     // A work item: this many rows and columns
     int64_t tile_rows = 0, tile_columns = 0;
   };
@@ -240,6 +245,22 @@ class XnorMatMul {
     return count;
   }
   static int64_t column_blocks(const MatMulShapes& s) { return ceil_div(s.columns, kWordBits); }
+
+  // Planes that are the bits of one unsigned activation, times one constant matrix of +-1: looked up where a kernel
+  // does that.
+  bool make_lookup(const MatMulShapes& s, IsaMask isas) {
+    const LookupAccumulateKernel* kernel = find_lookup_accumulate(isas);
+    const Tensor &b = constants_[kB], &mask = constants_[kMask];
+    const int64_t most_bases = kStackWords / (LookupMatMul::kTileColumns * kTileRows);
+    if (!kernel || attributes_.x_low != 0 || !combine_ || !combine_->positional || matrices(b.shape) != 1 ||
+        s.bases > most_bases || !LookupMatMul::fits(attributes_.k, combine_->planes))
+      return false;
+    expect_type(b, "B", ORT_UINT32);
+    expect_type(mask, "mask", ORT_UINT32);
+    if (!mask_is_neutral(mask, mask.shape.rank - 2, attributes_.k)) return false;
+    lookup_.emplace(*kernel, attributes_.k, combine_->planes, s.bases, s.columns, b.as<uint32_t>());
+    return true;
+  }
 
   XnorWeightsLayout weights_layout(const MatMulShapes& s, const Tensor* in) const {
     XnorWeightsLayout layout;
@@ -349,7 +370,37 @@ class XnorMatMul {
   static constexpr int64_t kTileColumns = 128, kFewRowsColumns = 512;
   static constexpr int64_t kStackWords = 16384;
 
+  // Waves of rows: their tables are made, then all columns look up in them.
+  void look_up(Call& call, Job& job) const {
+    const MatMulShapes& s = job.s;
+    const Shape& a = job.in[kA].shape;
+    job.tile_rows = std::min(job.rows, kTileRows);
+    job.tile_columns = LookupMatMul::kTileColumns;
+    const int64_t wave = std::min(job.rows, lookup_->wave_rows(job.tile_rows));
+    const int64_t column_tiles = ceil_div(s.columns, job.tile_columns);
+    job.tables = lookup_->allocate(call, wave);
+    for (int64_t batch = 0; batch < job.batches; ++batch) {
+      const int64_t matrix = job.batches > 1 ? source_matrix(a, s.y, batch) : 0;
+      for (job.first_row = 0; job.first_row < job.rows; job.first_row += wave) {
+        const int64_t rows = std::min(wave, job.rows - job.first_row);
+        const uint32_t* x = job.in[kA].as<uint32_t>() + (matrix * job.rows + job.first_row) * a.back();
+        constexpr int64_t kTogether = 4;  // rows
+        call.parallel_for(ceil_div(rows, kTogether), [&](int64_t item) {
+          const int64_t first = item * kTogether;
+          lookup_->make_tables(x, a.back(), first, std::min(kTogether, rows - first), job.tables);
+        });
+        const int64_t row_tiles = ceil_div(rows, job.tile_rows);
+        call.parallel_for(row_tiles * column_tiles, [&](int64_t item) {
+          alignas(64) int32_t stack[kStackWords];
+          run_tile(job, batch, job.first_row + item % row_tiles * job.tile_rows, item / row_tiles * job.tile_columns,
+                   stack);
+        });
+      }
+    }
+  }
+
   void run(Call& call, Job& job) const {
+    if (lookup_) return look_up(call, job);
     const MatMulShapes& s = job.s;
     const int64_t a_words = job.in[kA].shape.back();
     int32_t* row_offset = call.scratch<int32_t>(std::min(job.rows, kTileRows));
@@ -410,28 +461,32 @@ class XnorMatMul {
     const int64_t first_block = matrix_of(job, kB, batch) * s.bases * column_blocks(s) + column / kWordBits;
     int32_t* acc = scratch;
 
-    for (int64_t p = 0; p < s.planes; ++p)
-      for (int64_t m = 0; m < s.bases; ++m)
-        for (int64_t c = 0; c * kWordBits < columns; ++c) {
-          const int64_t block = first_block + m * column_blocks(s) + c;
-          XnorAccumulateArgs args{};
-          args.x = x + p * attributes_.words();
-          args.row_offset = job.row_offset;
-          args.k_offset = job.k_offset;
-          args.w = job.weights.words + block * job.layout.k_words() * kWordBits;
-          if (job.layout.masked) args.mask = job.weights.mask + block * job.layout.k_words() * kWordBits;
-          args.base = job.weights.base + block * kWordBits;
-          args.acc = acc + (p * s.bases + m) * size + c * kWordBits;
-          args.acc_stride = job.tile_columns;
-          args.rows = rows;
-          args.k_words = static_cast<int32_t>(job.layout.k_words());
-          args.shift = attributes_.x_low == -1 ? 1 : 0;
-          xnor_.accumulate(args);
-        }
-    if (!job.combine.identity) {
-      scratch += s.planes * s.bases * size;
-      xnor_.combine({acc, scratch, job.combine.matrix.data(), job.combine.outputs, s.planes, s.bases, size});
-      acc = scratch;
+    if (lookup_) {
+      lookup_->accumulate(job.tables, row - job.first_row, rows, column, job.tile_columns, size, acc);
+    } else {
+      for (int64_t p = 0; p < s.planes; ++p)
+        for (int64_t m = 0; m < s.bases; ++m)
+          for (int64_t c = 0; c * kWordBits < columns; ++c) {
+            const int64_t block = first_block + m * column_blocks(s) + c;
+            XnorAccumulateArgs args{};
+            args.x = x + p * attributes_.words();
+            args.row_offset = job.row_offset;
+            args.k_offset = job.k_offset;
+            args.w = job.weights.words + block * job.layout.k_words() * kWordBits;
+            if (job.layout.masked) args.mask = job.weights.mask + block * job.layout.k_words() * kWordBits;
+            args.base = job.weights.base + block * kWordBits;
+            args.acc = acc + (p * s.bases + m) * size + c * kWordBits;
+            args.acc_stride = job.tile_columns;
+            args.rows = rows;
+            args.k_words = static_cast<int32_t>(job.layout.k_words());
+            args.shift = attributes_.x_low == -1 ? 1 : 0;
+            xnor_.accumulate(args);
+          }
+      if (!job.combine.identity) {
+        scratch += s.planes * s.bases * size;
+        xnor_.combine({acc, scratch, job.combine.matrix.data(), job.combine.outputs, s.planes, s.bases, size});
+        acc = scratch;
+      }
     }
 
     EpilogueArgs args{};
@@ -471,6 +526,7 @@ class XnorMatMul {
   std::optional<XnorWeightsLayout> layout_;  // where B and mask are constant
   AlignedArray<uint32_t> buffer_;
   XnorWeights weights_;
+  std::optional<LookupMatMul> lookup_;  // instead of these
 };
 
 }  // namespace

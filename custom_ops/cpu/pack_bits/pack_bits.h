@@ -24,6 +24,7 @@ struct PackBitsArgs {
   int64_t flip_plane_stride;
   const uint8_t* encode;  // [planes][thresholds] of 0 and 1, or null: the identity (planes == thresholds)
   int64_t planes;
+  bool positional;  // encode[b][p] is 1 where 2^b divides p + 1, for all p < 2^planes - 1
   uint32_t* q;
   int64_t q_plane_stride;
   int64_t q_row_stride;  // along only
@@ -38,6 +39,15 @@ struct PackAccumulatorsArgs {
   uint32_t* q;               // [rows]
   int64_t rows;
 };
+
+// A positional code of ascending thresholds is the number of those that are reached: it is searched for, a comparison a
+// plane, from the highest plane down.  Of a row, tree[2^s + j] is what step s compares with where step i < s has found
+// bit i of j.
+constexpr int64_t kMaxSearchPlanes = 6;
+constexpr int64_t kSearchTree = 80;  // floats a row: kernels read 16 from the beginning of a step
+// Writes the trees of `rows` rows from `row` on, [rows][kSearchTree]; false where there is nothing to search: another
+// code, thresholds that differ from lane to lane, or that do not ascend.
+bool fill_search_trees(const PackBitsArgs& args, int64_t row, int64_t rows, float* trees);
 
 #define PACK_BITS_KERNEL(name, isa)             \
   void pack_across_##name(const PackBitsArgs&); \

@@ -1,6 +1,7 @@
 // Against one comparison a bit, written from the formula in pack_bits.h.
 #include "cpu/pack_bits/pack_bits.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -15,6 +16,8 @@ namespace {
 struct Case {
   int64_t rows, lanes, thresholds, planes;
   bool encode, half, threshold_per_lane, flip, flip_per_lane;
+  bool positional = false;  // instead of a random code
+  bool ascending = false;   // the thresholds of a row, some of them equal
 };
 
 void run(const Case& c, bool across, Random& random) {
@@ -32,7 +35,9 @@ void run(const Case& c, bool across, Random& random) {
   }
   if (size > 4) threshold[0] = v[4 % c.lanes];  // equality counts as reached
   std::vector<uint8_t> encode, flip;
-  for (int64_t i = 0; i < c.planes * c.thresholds; ++i) encode.push_back(static_cast<uint8_t>(random.below(2)));
+  for (int64_t i = 0; i < c.planes * c.thresholds; ++i)
+    encode.push_back(
+        static_cast<uint8_t>(c.positional ? (i % c.thresholds + 1) % (1 << i / c.thresholds) == 0 : random.below(2)));
   for (int64_t i = 0; i < c.planes * c.rows * c.lanes; ++i) flip.push_back(static_cast<uint8_t>(random.below(2)));
 
   PackBitsArgs args{};
@@ -48,6 +53,19 @@ void run(const Case& c, bool across, Random& random) {
   args.flip_plane_stride = c.flip_per_lane ? c.rows * c.lanes : c.rows;
   args.encode = c.encode ? encode.data() : nullptr;
   args.planes = c.planes;
+  args.positional = c.positional;
+  for (int64_t i = 0; c.ascending && i < args.threshold_plane_stride; ++i) {
+    std::vector<float> of_row;
+    for (int64_t p = 0; p < c.thresholds; ++p) {
+      const float t = threshold[static_cast<size_t>(p * args.threshold_plane_stride + i)];
+      // Values that occur, so that equality does; one threshold is never reached, and one may be always.
+      of_row.push_back(std::isnan(t) ? INFINITY : p % 3 == 0 ? v[static_cast<size_t>((i + p) % size)] : t);
+      if (std::isnan(of_row.back())) of_row.back() = -INFINITY;
+    }
+    std::sort(of_row.begin(), of_row.end());
+    for (int64_t p = 0; p < c.thresholds; ++p)
+      threshold[static_cast<size_t>(p * args.threshold_plane_stride + i)] = of_row[static_cast<size_t>(p)];
+  }
   const int64_t words = (c.lanes + 31) / 32;
   args.q_plane_stride = across ? c.lanes : words;
   args.q_row_stride = c.planes * words;
@@ -114,6 +132,15 @@ int main() {
           run({rows, lanes, 7, 3, true, half, false, true, true}, across, random);
           run({rows, lanes, 2, 4, true, half, true, false, false}, across, random);
         }
+  for (bool across : {true, false})
+    for (int64_t planes = 2; planes <= 7; ++planes)
+      for (int64_t rows : {1, 31})
+        for (int64_t lanes : {17, 100})
+          for (bool half : {false, true})
+            for (bool ascending : {false, true})
+              for (bool per_lane : {false, true})
+                run({rows, lanes, (1 << planes) - 1, planes, true, half, per_lane, half, half, true, ascending}, across,
+                    random);
   for (int64_t rows : {1, 7, 50}) run_accumulators(rows, random);
   return report("pack_bits");
 }

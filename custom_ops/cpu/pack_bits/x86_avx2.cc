@@ -67,6 +67,94 @@ inline void store_words(uint32_t* q, int64_t count, __m256i words) {
     _mm256_maskstore_epi32(reinterpret_cast<int*>(q), first_lanes(count), words);
 }
 
+// --- Positional codes: all planes of 8 lanes at once, up to four, whose thresholds fit in vectors of eight -----------
+
+// All ones in each lane whose bit is set.
+template <int planes>
+struct Planes {
+  __m256i of[planes];
+};
+
+// One comparison a plane.
+template <int planes>
+inline __attribute__((always_inline)) Planes<planes> search(const float* tree, __m256 v) {
+  Planes<planes> bits;
+  __m256i found = _mm256_setzero_si256();
+#pragma GCC unroll 4
+  for (int step = 0; step < planes; ++step) {
+    const float* of_step = tree + (1 << step);
+    const __m256 threshold =
+        step ? _mm256_permutevar8x32_ps(_mm256_loadu_ps(of_step), found) : _mm256_set1_ps(*of_step);
+    const __m256i reached = ge(v, threshold);
+    found = _mm256_or_si256(found, _mm256_and_si256(reached, _mm256_set1_epi32(1 << step)));
+    bits.of[planes - 1 - step] = reached;
+  }
+  return bits;
+}
+
+// One comparison a threshold, whatever they are: threshold p counts for plane b where 2^b divides p + 1.
+template <int planes>
+inline __attribute__((always_inline)) Planes<planes> compare_all(const PackBitsArgs& args, int64_t row, int64_t lane,
+                                                                 int64_t count, __m256 v) {
+  Planes<planes> bits;
+  for (int b = 0; b < planes; ++b) bits.of[b] = _mm256_setzero_si256();
+  for (int p = 0; p < (1 << planes) - 1; ++p) {
+    __m256i& last = bits.of[__builtin_ctz(p + 1)];
+    last = _mm256_xor_si256(last, reached(args, p, row, lane, count, v));
+  }
+  for (int b = planes - 1; b > 0; --b) bits.of[b - 1] = _mm256_xor_si256(bits.of[b - 1], bits.of[b]);
+  return bits;
+}
+
+// tree: of this row, or null where there is none.
+template <int planes>
+inline __attribute__((always_inline)) Planes<planes> level_bits(const PackBitsArgs& args, const float* tree,
+                                                                int64_t row, int64_t lane, int64_t count) {
+  const int64_t at = row * args.v_row_stride + lane;
+  const __m256 v = args.v_half ? load(args.v_half + at, count) : load(args.v + at, count);
+  Planes<planes> bits = tree ? search<planes>(tree, v) : compare_all<planes>(args, row, lane, count, v);
+  if (args.flip.data)
+    for (int b = 0; b < planes; ++b) bits.of[b] = _mm256_xor_si256(bits.of[b], flipped(args, b, row, lane, count));
+  return bits;
+}
+
+template <int planes>
+void pack_levels_across(const PackBitsArgs& args) {
+  alignas(32) float storage[kWordBits * kSearchTree];
+  const float* trees = fill_search_trees(args, 0, args.rows, storage) ? storage : nullptr;
+  for (int64_t lane = 0; lane < args.lanes; lane += kVectorLanes) {
+    const int64_t count = args.lanes - lane;
+    __m256i words[planes], bit = _mm256_set1_epi32(1);
+    for (int b = 0; b < planes; ++b) words[b] = _mm256_setzero_si256();
+    for (int64_t row = 0; row < args.rows; ++row) {
+      const Planes<planes> bits =
+          level_bits<planes>(args, trees ? trees + row * kSearchTree : nullptr, row, lane, count);
+      for (int b = 0; b < planes; ++b) words[b] = _mm256_or_si256(words[b], _mm256_and_si256(bits.of[b], bit));
+      bit = _mm256_slli_epi32(bit, 1);
+    }
+    for (int b = 0; b < planes; ++b) store_words(args.q + b * args.q_plane_stride + lane, count, words[b]);
+  }
+}
+
+template <int planes>
+void pack_levels_along(const PackBitsArgs& args) {
+  alignas(32) float storage[kSearchTree];
+  for (int64_t row = 0; row < args.rows; ++row) {
+    const float* tree = fill_search_trees(args, row, 1, storage) ? storage : nullptr;
+    for (int64_t first = 0; first < args.lanes; first += kWordBits) {
+      const int64_t count = args.lanes - first;
+      uint32_t words[planes] = {};
+      for (int64_t i = 0; i < kWordBits && i < count; i += kVectorLanes) {
+        const Planes<planes> bits = level_bits<planes>(args, tree, row, first + i, count - i);
+        for (int b = 0; b < planes; ++b) words[b] |= static_cast<uint32_t>(bit_of_each(bits.of[b])) << i;
+      }
+      const uint32_t valid = count < kWordBits ? (uint32_t{1} << count) - 1 : ~uint32_t{0};
+      for (int b = 0; b < planes; ++b)
+        args.q[row * args.q_row_stride + b * args.q_plane_stride + first / kWordBits] = words[b] & valid;
+    }
+  }
+}
+
 // The common case: float32, one threshold a row, one plane.  `count` lanes; all of them where there are several
 // vectors.
 template <int vectors>
@@ -120,6 +208,16 @@ void pack_across_avx2(const PackBitsArgs& args) {
     for (; lane < args.lanes; lane += kVectorLanes) pack_across_plain<1>(args, lane, args.lanes - lane);
     return;
   }
+  if (args.positional) {
+    switch (args.planes) {
+      case 2:
+        return pack_levels_across<2>(args);
+      case 3:
+        return pack_levels_across<3>(args);
+      case 4:
+        return pack_levels_across<4>(args);
+    }
+  }
   for (int64_t plane = 0; plane < args.planes; ++plane)
     for (int64_t lane = 0; lane < args.lanes; lane += kVectorLanes) {
       const int64_t count = args.lanes - lane;
@@ -133,6 +231,16 @@ void pack_across_avx2(const PackBitsArgs& args) {
 }
 
 void pack_along_avx2(const PackBitsArgs& args) {
+  if (args.positional) {
+    switch (args.planes) {
+      case 2:
+        return pack_levels_along<2>(args);
+      case 3:
+        return pack_levels_along<3>(args);
+      case 4:
+        return pack_levels_along<4>(args);
+    }
+  }
   const bool plain = args.v && args.planes == 1 && !args.encode && !args.flip.lane_stride;
   const int64_t whole_words = plain ? args.lanes / kWordBits : 0;
   for (int64_t row = 0; row < args.rows; ++row) {

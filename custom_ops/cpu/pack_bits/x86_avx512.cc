@@ -46,6 +46,115 @@ inline __mmask16 bits(const PackBitsArgs& args, int64_t plane, int64_t row, int6
   return static_cast<__mmask16>(bits ^ flipped(args, plane, row, lane, valid));
 }
 
+// --- Positional codes: all planes of 16 lanes at once ---------------------------------------------------------------
+
+template <int planes>
+struct Planes {
+  __mmask16 of[planes];
+};
+
+// One comparison a plane.
+template <int planes>
+inline __attribute__((always_inline)) Planes<planes> search(const float* tree, __m512 v, __mmask16 valid) {
+  Planes<planes> bits;
+  __m512i found = _mm512_setzero_si512();
+#pragma GCC unroll 6
+  for (int step = 0; step < planes; ++step) {
+    const float* of_step = tree + (1 << step);
+    const __m512 threshold =
+        step == 0  ? _mm512_set1_ps(*of_step)
+        : step < 5 ? _mm512_permutexvar_ps(found, _mm512_loadu_ps(of_step))
+                   : _mm512_permutex2var_ps(_mm512_loadu_ps(of_step), found, _mm512_loadu_ps(of_step + kVectorLanes));
+    const __mmask16 reached = _mm512_mask_cmp_ps_mask(valid, v, threshold, _CMP_GE_OQ);
+    found = _mm512_mask_or_epi32(found, reached, found, _mm512_set1_epi32(1 << step));
+    bits.of[planes - 1 - step] = reached;
+  }
+  return bits;
+}
+
+// One comparison a threshold, whatever they are: threshold p counts for plane b where 2^b divides p + 1.
+template <int planes>
+inline __attribute__((always_inline)) Planes<planes> compare_all(const PackBitsArgs& args, int64_t row, int64_t lane,
+                                                                 __m512 v, __mmask16 valid) {
+  Planes<planes> bits{};
+  for (int p = 0; p < (1 << planes) - 1; ++p) {
+    __mmask16& last = bits.of[__builtin_ctz(p + 1)];
+    last = static_cast<__mmask16>(last ^ reached(args, p, row, lane, valid, v));
+  }
+  for (int b = planes - 1; b > 0; --b) bits.of[b - 1] = static_cast<__mmask16>(bits.of[b - 1] ^ bits.of[b]);
+  return bits;
+}
+
+// tree: of this row, or null where there is none.
+template <int planes>
+inline __attribute__((always_inline)) Planes<planes> level_bits(const PackBitsArgs& args, const float* tree,
+                                                                int64_t row, int64_t lane, __mmask16 valid) {
+  const __m512 v = load(args, row, lane, valid);
+  Planes<planes> bits = tree ? search<planes>(tree, v, valid) : compare_all<planes>(args, row, lane, v, valid);
+  if (args.flip.data)
+    for (int b = 0; b < planes; ++b)
+      bits.of[b] = static_cast<__mmask16>(bits.of[b] ^ flipped(args, b, row, lane, valid));
+  return bits;
+}
+
+// plain: float32, whole vectors, searched for, nothing flipped.
+template <int planes, int vectors, bool plain>
+inline void pack_levels_across(const PackBitsArgs& args, const float* trees, int64_t lane) {
+  __m512i words[planes][vectors], bit = _mm512_set1_epi32(1);
+  for (int b = 0; b < planes; ++b)
+    for (int i = 0; i < vectors; ++i) words[b][i] = _mm512_setzero_si512();
+  for (int64_t row = 0; row < args.rows; ++row) {
+    const float* tree = trees ? trees + row * kSearchTree : nullptr;
+    const float* v = args.v + row * args.v_row_stride + lane;
+    if (plain)
+      for (int i = 0; i < vectors; ++i)
+        _mm_prefetch(reinterpret_cast<const char*>(v + (vectors + i) * kVectorLanes), _MM_HINT_T0);
+#pragma GCC unroll 4
+    for (int i = 0; i < vectors; ++i) {
+      const int64_t at = lane + i * kVectorLanes;
+      const Planes<planes> bits = plain ? search<planes>(tree, _mm512_loadu_ps(v + i * kVectorLanes), 0xffff)
+                                        : level_bits<planes>(args, tree, row, at, first_lanes(args.lanes - at));
+#pragma GCC unroll 6
+      for (int b = 0; b < planes; ++b) words[b][i] = _mm512_mask_or_epi32(words[b][i], bits.of[b], words[b][i], bit);
+    }
+    bit = _mm512_slli_epi32(bit, 1);
+  }
+  for (int b = 0; b < planes; ++b)
+    for (int i = 0; i < vectors; ++i) {
+      const int64_t at = lane + i * kVectorLanes;
+      _mm512_mask_storeu_epi32(args.q + b * args.q_plane_stride + at, first_lanes(args.lanes - at), words[b][i]);
+    }
+}
+
+template <int planes>
+void pack_levels_across(const PackBitsArgs& args) {
+  alignas(64) float storage[kWordBits * kSearchTree];
+  const float* trees = fill_search_trees(args, 0, args.rows, storage) ? storage : nullptr;
+  constexpr int kTogether = planes <= 4 ? 4 : 2;  // searches side by side: one waits for each of its comparisons
+  int64_t lane = 0;
+  if (trees && args.v && !args.flip.data)
+    for (; lane + kTogether * kVectorLanes <= args.lanes; lane += kTogether * kVectorLanes)
+      pack_levels_across<planes, kTogether, true>(args, trees, lane);
+  for (; lane < args.lanes; lane += kVectorLanes) pack_levels_across<planes, 1, false>(args, trees, lane);
+}
+
+template <int planes>
+void pack_levels_along(const PackBitsArgs& args) {
+  alignas(64) float storage[kSearchTree];
+  for (int64_t row = 0; row < args.rows; ++row) {
+    const float* tree = fill_search_trees(args, row, 1, storage) ? storage : nullptr;
+    for (int64_t lane = 0; lane < args.lanes; lane += kWordBits) {
+      const int64_t next = lane + kVectorLanes;
+      const Planes<planes> low = level_bits<planes>(args, tree, row, lane, first_lanes(args.lanes - lane));
+      Planes<planes> high{};
+      if (next < args.lanes) high = level_bits<planes>(args, tree, row, next, first_lanes(args.lanes - next));
+      uint32_t* q = args.q + row * args.q_row_stride + lane / kWordBits;
+      for (int b = 0; b < planes; ++b)
+        q[b * args.q_plane_stride] = static_cast<uint32_t>(low.of[b]) | static_cast<uint32_t>(high.of[b]) << 16;
+    }
+  }
+}
+
 // The common case: float32, one threshold a row, one plane.
 template <bool masked>
 inline void pack_across_plain(const PackBitsArgs& args, int64_t first) {
@@ -104,6 +213,20 @@ void pack_across_avx512(const PackBitsArgs& args) {
     if (lane < args.lanes) pack_across_plain<true>(args, lane);
     return;
   }
+  if (args.positional) {
+    switch (args.planes) {
+      case 2:
+        return pack_levels_across<2>(args);
+      case 3:
+        return pack_levels_across<3>(args);
+      case 4:
+        return pack_levels_across<4>(args);
+      case 5:
+        return pack_levels_across<5>(args);
+      case 6:
+        return pack_levels_across<6>(args);
+    }
+  }
   for (int64_t plane = 0; plane < args.planes; ++plane)
     for (int64_t lane = 0; lane < args.lanes; lane += kVectorLanes) {
       const __mmask16 valid = first_lanes(args.lanes - lane);
@@ -117,6 +240,20 @@ void pack_across_avx512(const PackBitsArgs& args) {
 }
 
 void pack_along_avx512(const PackBitsArgs& args) {
+  if (args.positional) {
+    switch (args.planes) {
+      case 2:
+        return pack_levels_along<2>(args);
+      case 3:
+        return pack_levels_along<3>(args);
+      case 4:
+        return pack_levels_along<4>(args);
+      case 5:
+        return pack_levels_along<5>(args);
+      case 6:
+        return pack_levels_along<6>(args);
+    }
+  }
   const bool plain = args.v && args.planes == 1 && !args.encode && !args.flip.lane_stride;
   const int64_t whole_words = plain ? args.lanes / kWordBits : 0;
   for (int64_t row = 0; row < args.rows; ++row) {

@@ -1,0 +1,179 @@
+#include "ops/lookup_conv.h"
+
+#include "ops/offsets.h"
+
+namespace binarize {
+namespace {
+
+// Tables of a wave.  3x3 64@56 on a Zen 4 with 1 MiB of second-level cache, tables of 2 MiB in one wave: 240 us; in
+// waves of 768, 512, 256 KiB: 246, 255, 268 us: making the rows that two waves share twice costs more than the cache.
+constexpr int64_t kWaveBytes = int64_t{4000} << 10;
+
+// to[i] = sum over t of from[i * stride + t * dilation].
+void sum_windows(const int32_t* __restrict from, int64_t count, int64_t stride, int64_t taps, int64_t dilation,
+                 int32_t* __restrict to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i * stride];
+  for (int64_t t = 1; t < taps; ++t) {
+    const int32_t* __restrict tap = from + t * dilation;
+    if (stride == 1)
+      for (int64_t i = 0; i < count; ++i) to[i] += tap[i];
+    else
+      for (int64_t i = 0; i < count; ++i) to[i] += tap[i * stride];
+  }
+}
+
+}  // namespace
+
+bool LookupConv::fits(const LookupConvLayout& layout) {
+  return layout.planes >= kMinLookupPlanes && layout.planes <= kMaxLookupPlanes &&
+         layout.channels <= kMaxLookupChannels && (layout.group == 1 || layout.channels % kWordBits == 0);
+}
+
+bool LookupConv::fits(const Images& images) const {
+  // In floating point: no product overflows.
+  const double row = static_cast<double>(columns(images)) * static_cast<double>(layout_.group * pixel_bytes());
+  const double rows = static_cast<double>(layout_.kernel[0] - 1) * static_cast<double>(layout_.dilations[0]) + 1;
+  return rows * row < static_cast<double>(kMaxElements);
+}
+
+LookupConv::LookupConv(const LookupAccumulateKernel& kernel, const LookupConvLayout& layout, const uint32_t* w,
+                       const WordStrides& strides)
+    : kernel_(kernel),
+      layout_(layout),
+      format_(kernel.format(layout.planes)),
+      steps_(checked_product(layout.taps() / run_taps(), run_steps(), "the indices of the weights")),
+      unit_(layout.bases % 2 ? 2 : 1) {
+  const int64_t block_bytes = checked_product(steps_, format_.step_weights(), "the indices of the weights");
+  const int64_t blocks = checked_product(layout.group * layout.group_blocks(), layout.bases, "the blocks of weights");
+  weights_ = aligned_array<uint8_t>(checked_product(blocks, block_bytes, "the indices of the weights"));
+  std::fill_n(weights_.get(), blocks * block_bytes, uint8_t{0});  // of filters that do not exist
+  for (int64_t group = 0; group < layout.group; ++group)
+    for (int64_t output = 0; output < layout.group_outputs; ++output)
+      for (int64_t basis = 0; basis < layout.bases; ++basis) {
+        const int64_t block = output / kWordBits, first = block / unit_ * unit_;
+        LookupAccumulateArgs unit{};
+        unit.steps = static_cast<int32_t>(steps_);
+        unit.blocks = std::min(unit_, layout.group_blocks() - first) * layout.bases;
+        const int64_t in_unit = (block - first) * layout.bases + basis;
+        LookupWeightsArgs args{};
+        args.word_stride = strides.word;
+        args.channels = layout.channels;
+        args.filter = static_cast<int32_t>(output % kWordBits);
+        args.w_stride = unit.weights_stride(in_unit, format_.step_weights());
+        uint8_t* of_block = weights_.get() + (group * layout.group_blocks() + first) * layout.bases * block_bytes +
+                            unit.weights_begin(in_unit, format_.step_weights());
+        const uint32_t* filter = w + ((basis * layout.group + group) * layout.group_outputs + output) * strides.filter;
+        for (int64_t tap = 0; tap < layout.taps(); ++tap) {
+          args.words = filter + tap / layout.kernel[1] * strides.tap_y + tap % layout.kernel[1] * strides.tap_x;
+          args.first_table = tap % run_taps() * format_.tables(layout.channels);
+          args.w = of_block + tap / run_taps() * run_steps() * args.w_stride;
+          fill_lookup_weights(format_, args);
+        }
+      }
+}
+
+LookupConv::Wave LookupConv::prepare(Call& call, const Images& images) const {
+  Wave wave{images, 0, 0, 1, nullptr, 0, nullptr, nullptr, columns(images), nullptr, 0, nullptr, nullptr};
+  const int64_t row_bytes = wave.columns * pixel_bytes();
+  const int64_t spare = kWaveBytes / (layout_.group * row_bytes) - input_rows(1);  // beside the rows of one output
+  const int64_t most = spare > 0 ? 1 + spare / layout_.strides[0] : 1;
+  wave.rows = ceil_div(images.out_height, ceil_div(images.out_height, most));
+  const int64_t in_rows = input_rows(wave.rows);
+  wave.group_bytes = in_rows * row_bytes;
+  wave.tables = call.scratch<uint8_t>(layout_.group * wave.group_bytes + kLookupStep);
+  std::fill_n(wave.tables + layout_.group * wave.group_bytes, kLookupStep, uint8_t{0});  // may be read, to no effect
+  wave.sums = call.scratch<int32_t>(checked_product(in_rows, layout_.group * wave.columns, "the sums of pixels"));
+  wave.windows =
+      call.scratch<int32_t>(checked_product(in_rows, layout_.group * images.out_width, "the sums of windows"));
+
+  const int64_t words = ceil_div(layout_.channels, kWordBits);
+  uint32_t* border = call.scratch<uint32_t>(words);
+  for (int64_t word = 0; word < words; ++word)
+    border[word] = layout_.pads_high ? valid_lanes(layout_.channels, word) : 0;
+  uint8_t* border_tables = call.scratch<uint8_t>(pixel_bytes());
+  kernel_.tables({border, 0, 1, 0, layout_.channels, 1, layout_.planes, border_tables, &wave.border_sum});
+  wave.border_tables = border_tables;
+
+  int32_t* row_offset = call.scratch<int32_t>(checked_product(wave.rows, images.out_width, "the pixels"));
+  const int64_t width = images.out_width;
+  for (int64_t x = 0; x < width; ++x) row_offset[x] = static_cast<int32_t>(x * layout_.strides[1] * pixel_bytes());
+  for (int64_t y = 1; y < wave.rows; ++y)
+    add_to_each(row_offset, width, static_cast<int32_t>(y * layout_.strides[0] * row_bytes), row_offset + y * width);
+  wave.row_offset = row_offset;
+  int32_t* k_offset = call.scratch<int32_t>(steps_);
+  wave.k_offset = k_offset;
+  for (int64_t y = 0; y < layout_.kernel[0]; ++y)
+    for (int64_t x = 0; x < layout_.kernel[1]; x += run_taps())
+      for (int64_t step = 0; step < run_steps(); ++step)
+        *k_offset++ = static_cast<int32_t>(
+            (y * layout_.dilations[0] * wave.columns + x * layout_.dilations[1]) * pixel_bytes() + step * kLookupStep);
+  return wave;
+}
+
+void LookupConv::make_tables(const Wave& wave, int64_t row) const {
+  // Between the taps of one output row and the next there may be rows of which nothing reads more than the beginning.
+  const int64_t row_bytes = wave.columns * pixel_bytes(), span = (layout_.kernel[0] - 1) * layout_.dilations[0] + 1;
+  if (row % layout_.strides[0] >= span) {
+    for (int64_t group = 0; group < layout_.group; ++group)
+      std::fill_n(wave.tables + group * wave.group_bytes + row * row_bytes, std::min<int64_t>(row_bytes, kLookupStep),
+                  uint8_t{0});
+    return;
+  }
+  const Images& images = wave.images;
+  const int64_t y = wave.first_row * layout_.strides[0] + row - layout_.pads[0], left = layout_.pads[1];
+  const bool inside = y >= 0 && y < images.height;
+  const int64_t size = images.height * images.width, words = ceil_div(layout_.channels, kWordBits);
+  const int64_t plane = layout_.group * words * size;
+  for (int64_t group = 0; group < layout_.group; ++group) {
+    uint8_t* tables = wave.tables + group * wave.group_bytes + row * row_bytes;
+    int32_t* sums = wave.sums + (row * layout_.group + group) * wave.columns;
+    const auto pad = [&](int64_t first, int64_t count) {
+      for (int64_t x = first; x < first + count; ++x)
+        std::copy_n(wave.border_tables, pixel_bytes(), tables + x * pixel_bytes());
+      std::fill_n(sums + first, count, wave.border_sum);
+    };
+    if (inside) {
+      pad(0, left);
+      const uint32_t* x = images.x + wave.image * layout_.planes * plane + group * words * size + y * images.width;
+      kernel_.tables({x, plane, size, 1, layout_.channels, images.width, layout_.planes, tables + left * pixel_bytes(),
+                      sums + left});
+      pad(left + images.width, layout_.pads[3]);
+    } else {
+      pad(0, wave.columns);
+    }
+    sum_windows(sums, images.out_width, layout_.strides[1], layout_.kernel[1], layout_.dilations[1],
+                wave.windows + (row * layout_.group + group) * images.out_width);
+  }
+}
+
+void LookupConv::accumulate(const Wave& wave, int64_t block, int64_t blocks, int64_t pixel, int64_t count,
+                            int64_t stride, int32_t* acc) const {
+  const int64_t width = wave.images.out_width, group = block / layout_.group_blocks();
+  int32_t start[kChunkPixels];
+  for (int64_t i = 0; i < count;) {
+    const int64_t y = (pixel + i) / width, x = (pixel + i) % width, run = std::min(count - i, width - x);
+    for (int64_t j = 0; j < run; ++j) start[i + j] = 0;
+    for (int64_t tap = 0; tap < layout_.kernel[0]; ++tap) {
+      const int64_t row = y * layout_.strides[0] + tap * layout_.dilations[0];
+      const int32_t* windows = wave.windows + (row * layout_.group + group) * width + x;
+      for (int64_t j = 0; j < run; ++j) start[i + j] -= windows[j];
+    }
+    i += run;
+  }
+  LookupAccumulateArgs args{};
+  args.tables = wave.tables + group * wave.group_bytes;
+  args.row_offset = wave.row_offset + pixel;
+  args.k_offset = wave.k_offset;
+  args.steps = static_cast<int32_t>(steps_);
+  args.w = weights_.get() + block * layout_.bases * args.steps * format_.step_weights();
+  args.start = start;
+  args.acc = acc;
+  args.acc_block_stride = stride;
+  args.acc_stride = kWordBits;
+  args.rows = count;
+  args.blocks = blocks * layout_.bases;
+  args.planes = layout_.planes;
+  kernel_.accumulate(args);
+}
+
+}  // namespace binarize

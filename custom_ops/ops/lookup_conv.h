@@ -1,0 +1,130 @@
+// Convolutions of low-bit activations by table lookup (cpu/lookup_accumulate): planes of bits that `combine` merges
+// into unsigned integers, times one or more bases of +-1 weights.
+//
+// A call goes over waves: runs of output rows whose input rows' tables fit in the second-level cache.  The tables of a
+// wave are made, then all filters look up in them; threads share the rows, then the filters and pixels.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/lookup_accumulate/lookup_accumulate.h"
+#include "ops/xnor_weights.h"
+
+namespace binarize {
+
+struct LookupConvLayout {
+  int64_t group = 1, channels = 0;  // channels of a group: whole words where there are several
+  int64_t group_outputs = 0;        // outputs of a group
+  int64_t bases = 1;
+  int64_t kernel[2] = {1, 1}, strides[2] = {1, 1}, dilations[2] = {1, 1};
+  int64_t pads[4] = {};  // top, left, bottom, right
+  int32_t planes = 0;
+  bool pads_high = false;  // by the largest activation, else by zero
+
+  int64_t group_blocks() const { return ceil_div(group_outputs, kWordBits); }
+  int64_t taps() const { return kernel[0] * kernel[1]; }
+};
+
+class LookupConv {
+ public:
+  // `w`: [bases][group][group_outputs] filters.
+  LookupConv(const LookupAccumulateKernel& kernel, const LookupConvLayout& layout, const uint32_t* w,
+             const WordStrides& strides);
+
+  struct Images {
+    const uint32_t* x;  // [count][planes x words][height][width]
+    int64_t count, height, width, out_height, out_width;
+  };
+  // Whether it takes these filters; whether offsets into the tables of these images stay within 32 bits.
+  static bool fits(const LookupConvLayout& layout);
+  bool fits(const Images& images) const;
+
+  // Of one block of 32 outputs and a run of pixels: acc is [bases][stride], the accumulators of `count` pixels each.
+  struct Accumulators {
+    const int32_t* acc;
+    int64_t stride, image, block, pixel, count;
+  };
+  // finish(accumulators, scratch) for all of them, from several threads; `scratch_words` for each pixel of up to
+  // kChunkPixels, rounded up to 16.
+  template <class Finish>
+  void run(Call& call, const Images& images, int64_t scratch_words, const Finish& finish) const;
+
+ private:
+  static constexpr int64_t kStackWords = 16384;
+  // Whole tiles of the lookups and whole vectors of the epilogue, as kChunkPixels of XnorConv.
+  static constexpr int64_t kChunkPixels = 112;
+
+  struct Wave {
+    const Images& images;
+    int64_t image, first_row, rows;  // of outputs
+    uint8_t* tables;                 // [group][input_rows(rows)][columns][pixel_bytes]
+    int64_t group_bytes;             // of the tables of a group
+    int32_t* sums;                   // [input_rows(rows)][group][columns]
+    int32_t* windows;                // [input_rows(rows)][group][out_width]: sums under a row of the kernel
+    int64_t columns;                 // of the padded input
+    const uint8_t* border_tables;    // of one pixel of padding of a group
+    int32_t border_sum;
+    const int32_t* row_offset;  // [rows x out_width]
+    const int32_t* k_offset;    // [steps]
+  };
+  // What the waves of a call have in common, and the rows of each but the last.
+  Wave prepare(Call& call, const Images& images) const;
+  void make_tables(const Wave& wave, int64_t row) const;
+  // The accumulators of `blocks` blocks from `block` on, which begin a unit: [blocks][bases][stride].
+  void accumulate(const Wave& wave, int64_t block, int64_t blocks, int64_t pixel, int64_t count, int64_t stride,
+                  int32_t* acc) const;
+
+  int64_t columns(const Images& images) const { return images.width + layout_.pads[1] + layout_.pads[3]; }
+  int64_t pixel_bytes() const { return format_.pixel_bytes(layout_.channels); }  // of one group
+  // Taps whose tables follow each other, and are looked up in one run of steps.
+  int64_t run_taps() const { return layout_.dilations[1] == 1 ? layout_.kernel[1] : 1; }
+  int64_t run_steps() const { return format_.steps(run_taps() * format_.tables(layout_.channels)); }
+  int64_t input_rows(int64_t rows) const {
+    return (rows - 1) * layout_.strides[0] + (layout_.kernel[0] - 1) * layout_.dilations[0] + 1;
+  }
+  int64_t units_of_group() const { return ceil_div(layout_.group_blocks(), unit_); }
+
+  const LookupAccumulateKernel& kernel_;
+  LookupConvLayout layout_;
+  LookupFormat format_;
+  int64_t steps_;  // of all taps
+  int64_t unit_;   // blocks done together, so that their bases are an even number: the kernel takes two at a time
+  AlignedArray<uint8_t> weights_;  // [group][units][the unit's blocks][bases] as the kernel reads them
+};
+
+template <class Finish>
+void LookupConv::run(Call& call, const Images& images, int64_t scratch_words, const Finish& finish) const {
+  Wave wave = prepare(call, images);
+  const int64_t rows = wave.rows, units = layout_.group * units_of_group();
+  const int64_t unit_bases = std::min(unit_, layout_.group_blocks()) * layout_.bases;
+  const int64_t pixel_words = checked_product(kWordBits, unit_bases, "the accumulators of one pixel") + scratch_words;
+  const int64_t fitting = std::min(kChunkPixels, kStackWords / pixel_words / 16 * 16);
+  const int64_t most = std::max<int64_t>(fitting, 16);
+  for (wave.image = 0; wave.image < images.count; ++wave.image)
+    for (wave.first_row = 0; wave.first_row < images.out_height; wave.first_row += rows) {
+      wave.rows = std::min(rows, images.out_height - wave.first_row);
+      call.parallel_for(input_rows(wave.rows), [&](int64_t row) { make_tables(wave, row); });
+      // Enough tasks to share out evenly, of whole vectors of the epilogue.
+      constexpr int64_t kTasks = 8;
+      const int64_t pixels = wave.rows * images.out_width;
+      const int64_t chunk = std::min(most, round_up(ceil_div(pixels, ceil_div(kTasks, units)), 16));
+      const int64_t chunks = ceil_div(pixels, chunk), stride = chunk * kWordBits;
+      call.parallel_for(units * chunks, [&](int64_t item) {
+        alignas(64) int32_t stack[kStackWords];
+        AlignedArray<int32_t> heap;
+        if (fitting < 16) heap = aligned_array<int32_t>(pixel_words * most);
+        int32_t* acc = heap ? heap.get() : stack;
+        const int64_t unit = item / chunks, pixel = item % chunks * chunk, count = std::min(chunk, pixels - pixel);
+        const int64_t first = unit % units_of_group() * unit_, group = unit / units_of_group();
+        const int64_t block = group * layout_.group_blocks() + first;
+        const int64_t blocks = std::min(unit_, layout_.group_blocks() - first);
+        accumulate(wave, block, blocks, pixel, count, stride, acc);
+        for (int64_t i = 0; i < blocks; ++i)
+          finish(Accumulators{acc + i * layout_.bases * stride, stride, wave.image, block + i,
+                              wave.first_row * images.out_width + pixel, count},
+                 acc + unit_bases * stride);
+      });
+    }
+}
+
+}  // namespace binarize
