@@ -42,7 +42,7 @@ from binarize_onnx.reasons import Code
 from binarize_onnx.report import Layer, Report, SignSite, Summary
 
 if TYPE_CHECKING:  # it runs models, and what runs models imports this module
-    from binarize_onnx.sign_zeros import CalibrationData
+    from binarize_onnx.calibration import CalibrationData
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Config:
         op_types_to_exclude: operator types to leave float.
         input_shapes: fixed shapes of graph inputs, by name, for what the model leaves open.
         map_ops: what operators of other domains are, `domain::Op` to `sign` (of the first input, 0 to +1).
+        edges: what the layers become that stay float: `float` leaves them as they are, `int8` quantizes them by what
+            `calibration_data` shows. Then the outputs are no longer the source's; binary layers are as exact as ever.
         allow_unchanged: return the source as it is instead of raising when nothing in it is binary.
     """
 
@@ -71,6 +73,7 @@ class Config:
     op_types_to_exclude: tuple[str, ...] = ()
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     map_ops: Mapping[str, str] = field(default_factory=dict)
+    edges: Literal["float", "int8"] = "float"
     allow_unchanged: bool = False
 
     def __post_init__(self) -> None:
@@ -81,6 +84,10 @@ class Config:
             raise UsageError(f"match is {self.match!r};", fix="it is 'strict' or 'moderate'.")
         if self.emit not in ("compiled", "ideal"):
             raise UsageError(f"emit is {self.emit!r};", fix="it is 'compiled' or 'ideal'.")
+        if self.edges not in ("float", "int8"):
+            raise UsageError(f"edges is {self.edges!r};", fix="it is 'float' or 'int8'.")
+        if self.edges == "int8" and self.emit == "ideal":
+            raise UsageError("an ideal graph has float edges:", fix="give emit='ideal' or edges='int8', not both.")
         for name in ("nodes_to_exclude", "nodes_to_quantize", "op_types_to_exclude"):
             if isinstance(getattr(self, name), str):
                 raise UsageError(f"{name} is a string;", fix="give a list or tuple of them.")
@@ -106,6 +113,7 @@ class Config:
                 "op_types_to_exclude": list(self.op_types_to_exclude),
                 "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
                 "map_ops": dict(self.map_ops),
+                "edges": self.edges,
             },
             sort_keys=True,
         )
@@ -123,6 +131,7 @@ class Config:
             op_types_to_exclude=tuple(options["op_types_to_exclude"]),
             input_shapes={name: tuple(shape) for name, shape in options["input_shapes"].items()},
             map_ops=options.get("map_ops", {}),  # files of earlier versions have none
+            edges=options.get("edges", "float"),
         )
 
 
@@ -143,8 +152,9 @@ def convert(
         model: path, serialized bytes or ModelProto of the source.
         config: see `Config`.
         calibration_data: samples on which the report counts how often a three-valued sign sees 0: arrays by input
-            name, a file of them as `verify` reads it, or an onnxruntime `CalibrationDataReader`. The converted model
-            does not depend on them.
+            name, a file of them as `verify` reads it, or an onnxruntime `CalibrationDataReader`. With
+            `Config(edges="int8")` they also say what ranges the activations at the edges have; otherwise the converted
+            model does not depend on them.
 
     Returns:
         The converted model (it runs in plain onnxruntime, and fast with our library registered) and its report.
@@ -152,13 +162,34 @@ def convert(
     Raises:
         ModelError: the model or the data cannot be read, its opset cannot be converted, or the data does not fit it.
         NothingMatched: no layer is binary, and `allow_unchanged` is not set.
+        UsageError: int8 edges are wanted, and there is no data.
+        RuntimeUnavailable: something is to run on the data, and what runs or quantizes it is missing.
     """
     config = config or Config()
     source = io.read(model)
+    if config.edges == "int8":
+        calibration_data = _required(calibration_data)
     compilation = _compile(source, config, calibration_data)
     if compilation.binary_layers == 0 and not config.allow_unchanged:
         raise NothingMatched(_nothing_matched(compilation.report))
-    return Result(compilation.model, compilation.report)
+    converted, report = compilation.model, compilation.report
+    if config.edges == "int8" and compilation.binary_layers and calibration_data is not None:
+        from binarize_onnx import int8_edges  # it runs models, as what counts zeros does
+
+        converted, names, effects = int8_edges.quantize(converted, calibration_data)
+        report.add_int8(names, effects, io.byte_size(converted))
+    return Result(converted, report)
+
+
+def _required(data: CalibrationData | None) -> CalibrationData:
+    """The data that int8 edges need, in a form that can be read for the zeros of signs as well."""
+    if data is None:
+        raise UsageError(
+            "int8 edges need samples to calibrate on:", fix="give --calibration-data (`calibration_data` in Python)."
+        )
+    from binarize_onnx.calibration import replayed
+
+    return replayed(data)
 
 
 def inspect(
