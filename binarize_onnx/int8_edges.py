@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from heapq import heapify, heappop, heappush
 from itertools import count
@@ -74,11 +74,14 @@ def quantize(model: onnx.ModelProto, data: CalibrationData) -> tuple[onnx.ModelP
         names = [node.name for node in layers]
         _keep(shell, [node.output[0] for node in layers])
         onnx.save(shell, source)
+        before = {name for node in shell.graph.node for name in node.output}
         try:
             quantize_static(str(source), str(target), cut, nodes_to_quantize=names, **settings)
         except Exception as error:  # its own errors share no base
             raise ModelError(f"onnxruntime.quantization does not quantize the edges: {one_line(error)}") from None
-        quantized = _put_back(model, onnx.load(target), layers)
+        shell = onnx.load(target)
+    _spare_others(shell, names, before)
+    quantized = _put_back(model, shell, layers)
     return quantized, names, _effects(model, quantized, samples)
 
 
@@ -90,7 +93,7 @@ def recorded(model: onnx.ModelProto) -> list[str]:
     except (ValueError, RecursionError):
         return []
     written = {name for node in model.graph.node for name in node.output}
-    return [name for name in names if name in written] if isinstance(names, list) else []
+    return [name for name in names if isinstance(name, str) and name in written] if isinstance(names, list) else []
 
 
 def _quantization() -> tuple[Quantize, dict[str, Any]]:
@@ -212,6 +215,22 @@ def _keep(shell: onnx.ModelProto, names: Iterable[str]) -> None:
     )
 
 
+def _spare_others(shell: onnx.ModelProto, layers: Collection[str], before: Collection[str]) -> None:
+    """Let other nodes that read what a quantized layer reads have it as it was; quantization gives them 8 bits too.
+
+    `before` are the tensors that were computed before quantization.
+    """
+    makers = {name: node for node in shell.graph.node for name in node.output}
+    pairs = {
+        node.output[0]: makers[node.input[0]].input[0]
+        for node in shell.graph.node
+        if node.op_type == "DequantizeLinear" and node.output[0] not in before and node.input[0] in makers
+    }
+    for node in shell.graph.node:
+        if node.name not in layers:
+            node.input[:] = [pairs.get(name, name) for name in node.input]
+
+
 def _put_back(model: onnx.ModelProto, shell: onnx.ModelProto, layers: Sequence[NodeProto]) -> onnx.ModelProto:
     """The model with the quantized shell in place of its standard nodes."""
     result = onnx.ModelProto()
@@ -219,22 +238,26 @@ def _put_back(model: onnx.ModelProto, shell: onnx.ModelProto, layers: Sequence[N
     graph = result.graph
     rest = [node for node in model.graph.node if not _belongs(node)]
     wanted = {name for node in rest for name in reads(node)} | {out.name for out in graph.output}
-    _rename_inner(shell, wanted | {name for node in rest for name in node.output})
+    _name_apart(shell, model)
     del graph.node[:], graph.initializer[:], graph.value_info[:]
-    graph.initializer.extend(t for t in model.graph.initializer if t.name in wanted)
+    kept = {t.name for t in shell.graph.initializer}
+    graph.initializer.extend(t for t in model.graph.initializer if t.name in wanted and t.name not in kept)
     graph.initializer.extend(shell.graph.initializer)
     graph.node.extend(_in_order([*shell.graph.node, *rest]))
     result.metadata_props.add(key=KEY, value=json.dumps(sorted(node.output[0] for node in layers)))
     return result
 
 
-def _rename_inner(shell: onnx.ModelProto, taken: set[str]) -> None:
-    """Give tensors that only the shell knows other names where the rest of the model has such names too."""
-    interface = {value.name for values in (shell.graph.input, shell.graph.output) for value in values}
-    inner = {t.name for t in shell.graph.initializer} | {name for node in shell.graph.node for name in node.output}
+def _name_apart(shell: onnx.ModelProto, model: onnx.ModelProto) -> None:
+    """Give what quantization added names of its own: others may belong to the source, and `verify` goes by names."""
+    nodes = [*model.graph.node, *shell.graph.node]
+    known = {t.name for t in model.graph.initializer} | set(caller_inputs(model))
+    known |= {name for node in model.graph.node for name in [*reads(node), *node.output]}
+    added = {t.name for t in shell.graph.initializer} | {name for node in shell.graph.node for name in node.output}
+    taken = known | {name for node in nodes for name in node.output}
     found: dict[str, str] = {}
-    for name in sorted((inner - interface) & taken):
-        found[name] = next(n for i in count(1) if (n := f"{name}.{i}") not in taken | inner)
+    for name in sorted(added - known):
+        found[name] = next(n for i in count() if (n := f"int8/{name}{f'.{i}' if i else ''}") not in taken)
     for tensor in shell.graph.initializer:
         tensor.name = found.get(tensor.name, tensor.name)
     for node in shell.graph.node:
