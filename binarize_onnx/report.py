@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any, Literal
 
 from binarize_onnx.gates import Gate, at_least, at_most, percent
@@ -122,6 +123,8 @@ class Report:
         found = asdict(self)
         for layer in found["layers"]:
             layer["code"] = str(layer["code"])
+        for effect in found["int8"]:
+            effect["max_diff"] = effect["max_diff"] if isfinite(effect["max_diff"]) else None
         return found
 
     def gates(

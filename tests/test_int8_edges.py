@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime as ort
 import pytest
 from networks import Builder
 from onnx import TensorProto, helper, numpy_helper
@@ -19,6 +20,7 @@ from test_property import run
 from binarize_onnx import Config, calibration, convert, inspect, int8_edges, opset, runtime
 from binarize_onnx.errors import ModelError, RuntimeUnavailable, UsageError
 from binarize_onnx.pipeline import Result
+from binarize_onnx.report import EdgeEffect
 from binarize_onnx.verify import verify
 
 Array = npt.NDArray[Any]
@@ -194,6 +196,12 @@ def test_options_are_recorded(converted: Result) -> None:
     assert int8_edges.recorded(convert(network()).model) == []
 
 
+def test_an_effect_that_is_no_number_is_null() -> None:
+    report = inspect(network())
+    report.add_int8(["stem"], [EdgeEffect("y", 3, np.inf, None)], 1)
+    assert report.to_json()["int8"] == [{"output": "y", "samples": 3, "max_diff": None, "agreement": None}]
+
+
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, "3", '["nobody"]', "[{}]"])
 def test_a_wrong_record_is_no_record(converted: Result, text: str) -> None:
     odd = onnx.ModelProto()
@@ -202,6 +210,7 @@ def test_a_wrong_record_is_no_record(converted: Result, text: str) -> None:
     assert int8_edges.recorded(odd) == []
 
 
+@pytest.mark.skipif(ort.__version__.startswith("1.20."), reason="it aborts when it optimises this source")
 def test_branches_stay_float() -> None:
     """What an If computes is left alone, and the layers around it are quantized."""
     b = Small(np.random.default_rng(0))
@@ -212,7 +221,7 @@ def test_branches_stay_float() -> None:
         arm = Small(np.random.default_rng(number))
         arm.nodes += [onnx.NodeProto()] * 50 * (1 + number)  # its tensors have numbers of their own
         arm.initializers += [onnx.TensorProto()] * 50 * (1 + number)
-        x, weights = (arm.node("Sign", y), arm.signs(8, 8, 3, 3)) if number else (y, arm.real(8, 8, 3, 3))
+        x, weights = (arm.node("Sign", y), arm.signs(8, 8, 3, 3)) if number else ("x", arm.real(8, 3, 3, 3))
         out = arm.conv(f"arm{number}", x, weights)
         values = [helper.make_tensor_value_info(out, TensorProto.FLOAT, None)]
         arms.append(
@@ -220,7 +229,8 @@ def test_branches_stay_float() -> None:
                 arm.nodes[50 * (1 + number) :], f"arm{number}", [], values, arm.initializers[50 * (1 + number) :]
             )
         )
-    condition = b.node("Greater", b.node("ReduceMax", "x", keepdims=0), b.constant(2.0))
+    flat = b.node("Reshape", "x", b.constant([-1], np.int64))
+    condition = b.node("Greater", b.node("Gather", flat, b.constant(0, np.int64)), b.constant(0.0))
     z = b.node("If", condition, then_branch=arms[0], else_branch=arms[1])
     last = b.conv("last", z, b.real(4, 8, 1, 1))
     source = model(b, last)
