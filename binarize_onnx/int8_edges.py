@@ -33,6 +33,7 @@ from binarize_onnx.calibration import CalibrationData, feeds
 from binarize_onnx.errors import ModelError, RuntimeUnavailable, one_line
 from binarize_onnx.passes.base import Array
 from binarize_onnx.report import EdgeEffect
+from binarize_onnx.unstride import unstride
 from binarize_onnx.verify.graphs import caller_inputs, is_standard, reads
 from binarize_onnx.verify.outputs import Outputs
 from binarize_onnx.verify.session import Runner
@@ -70,6 +71,7 @@ def quantize(model: onnx.ModelProto, data: CalibrationData) -> tuple[onnx.ModelP
     with tempfile.TemporaryDirectory() as folder, _quiet():
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         shell = _folded(shell, source)
+        unstride(shell.graph, _sizes(model))
         layers = _layers(shell)
         names = [node.name for node in layers]
         _keep(shell, [node.output[0] for node in layers])
@@ -195,6 +197,14 @@ def _folded(shell: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     except Exception as error:  # onnxruntime's own classes share no base
         raise ModelError(f"onnxruntime does not load the model's float part: {one_line(error)}") from None
     return onnx.load(path)
+
+
+def _sizes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
+    """The shapes of the model's inputs, None for open sizes."""
+    return {
+        name: tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
+        for name, kind in caller_inputs(model).items()
+    }
 
 
 def _layers(shell: onnx.ModelProto) -> list[NodeProto]:

@@ -49,7 +49,7 @@ class Small(Builder):
 def network() -> onnx.ModelProto:
     """Bi-Real's plan in small: a stem, a layer of stride 1, one of stride 2 with a 1x1 shortcut, a dense layer."""
     b = Small(np.random.default_rng(0))
-    x = b.batchnorm(b.conv("stem", "x", b.real(8, 3, 3, 3)), 8)
+    x = b.batchnorm(b.conv("stem", "x", b.real(8, 3, 3, 3), 2), 8)
     x = b.node("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
     x = b.node("Add", b.batchnorm(b.conv("same", b.node("Sign", x), b.signs(8, 8, 3, 3)), 8), x)
     pooled = b.node("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2])
@@ -59,7 +59,7 @@ def network() -> onnx.ModelProto:
     return model(b, b.named("fc", "Gemm", flat, b.constant(b.real(10, 16)), b.constant(b.real(10)), transB=1))
 
 
-def model(b: Builder, output: str, shape: tuple[Any, ...] = (3, 8, 8)) -> onnx.ModelProto:
+def model(b: Builder, output: str, shape: tuple[Any, ...] = (3, 16, 16)) -> onnx.ModelProto:
     graph = helper.make_graph(
         b.nodes,
         "small",
@@ -70,7 +70,7 @@ def model(b: Builder, output: str, shape: tuple[Any, ...] = (3, 8, 8)) -> onnx.M
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def images(count: int = 10, shape: tuple[int, ...] = (3, 8, 8)) -> dict[str, Array]:
+def images(count: int = 10, shape: tuple[int, ...] = (3, 16, 16)) -> dict[str, Array]:
     return {"x": np.random.default_rng(1).normal(size=(count, *shape)).astype(np.float32)}
 
 
@@ -92,6 +92,7 @@ def ours(found: onnx.ModelProto) -> dict[str, tuple[bytes, ...]]:
 def test_float_layers_become_int8_and_binary_ones_stay(converted: Result) -> None:
     before = convert(network()).model
     assert ours(converted.model) == ours(before)
+    assert "SpaceToDepth" in {node.op_type for node in converted.model.graph.node}, "the stem has stride 2"
     assert {x.name: x.status for x in converted.report.layers} == {
         **dict.fromkeys(EDGES, "int8"),
         "same": "binary",
