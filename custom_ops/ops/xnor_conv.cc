@@ -159,6 +159,11 @@ struct BorderClasses {
   }
 };
 
+// to[i] = from[i] + addend.
+void add_to_each(const int32_t* __restrict from, int64_t count, int32_t addend, int32_t* __restrict to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from[i] + addend;
+}
+
 // acc >= integer_threshold(t) is float(acc) >= t, for every |acc| < 2^24.  The thresholds that are always or never
 // reached are 2^26 away: differences of them and accumulators do not overflow.
 int32_t integer_threshold(float t) {
@@ -332,12 +337,12 @@ class XnorConv {
 
     const int64_t rows = s.y.dim[2], columns = s.y.dim[3];
     int32_t* row_offset = call.scratch<int32_t>(job.pixels());
-    const int32_t stride = static_cast<int32_t>(std::min(attributes_.strides[1], job.width));
-    for (int64_t y = 0; y < rows; ++y) {
-      const int32_t first = static_cast<int32_t>(y * attributes_.strides[0] * job.width);
-      int32_t* offsets = row_offset + y * columns;
-      for (int32_t x = 0; x < columns; ++x) offsets[x] = first + x * stride;  // in 32 bits: the compiler vectorises it
-    }
+    int32_t* column_offset = call.scratch<int32_t>(columns);
+    const int64_t stride = std::min(attributes_.strides[1], job.width);
+    for (int64_t x = 0; x < columns; ++x) column_offset[x] = static_cast<int32_t>(x * stride);
+    for (int64_t y = 0; y < rows; ++y)
+      add_to_each(column_offset, columns, static_cast<int32_t>(y * attributes_.strides[0] * job.width),
+                  row_offset + y * columns);
     job.row_offset = row_offset;
     int32_t* k_offset = call.scratch<int32_t>(job.layout.k_words());
     job.k_offset = k_offset;
@@ -351,13 +356,11 @@ class XnorConv {
     const int64_t pairs_of_group = ceil_div(group_words, pair);
     const int64_t copies = copied ? planes / group_words * pairs_of_group : 0;
     const auto copy_words = [&](int64_t item) {
-      const int64_t first = item / pairs_of_group * group_words + item % pairs_of_group * pair;
-      const bool two = item % pairs_of_group * pair + 1 < group_words && pair == 2;
+      const int64_t in_group = item % pairs_of_group * pair, first = item / pairs_of_group * group_words + in_group;
       uint32_t* out = copy + first * plane_size;
-      copy_plane(p.as<uint32_t>(), first, in_height, in_width, job, out);
-      if (!two) return;
-      copy_plane(p.as<uint32_t>(), first + 1, in_height, in_width, job, out + plane_size);
-      for (int64_t i = 0; i < plane_size; ++i) out[plane_size + i] ^= out[i];
+      copy_plane<false>(p.as<uint32_t>(), first, in_height, in_width, job, nullptr, out);
+      if (pair == 2 && in_group + 1 < group_words)
+        copy_plane<true>(p.as<uint32_t>(), first + 1, in_height, in_width, job, out, out + plane_size);
     };
     job.counts_to_bits = counts_suffice(job);
     std::optional<BorderClasses> vertical, horizontal;
@@ -368,9 +371,8 @@ class XnorConv {
       job.classes = checked_product(static_cast<int64_t>(vertical->ranges.size()), class_columns, "the border classes");
       int32_t* row_class = call.scratch<int32_t>(job.pixels());
       for (int64_t y = 0; y < rows; ++y) {
-        const int32_t first = static_cast<int32_t>(vertical->of_position[static_cast<size_t>(y)] * class_columns);
-        for (int64_t x = 0; x < columns; ++x)
-          row_class[y * columns + x] = first + horizontal->of_position[static_cast<size_t>(x)];
+        const int64_t first = vertical->of_position[static_cast<size_t>(y)] * class_columns;
+        add_to_each(horizontal->of_position.data(), columns, static_cast<int32_t>(first), row_class + y * columns);
       }
       job.row_class = row_class;
     }
@@ -395,51 +397,67 @@ class XnorConv {
     });
   }
 
-  // One plane of words with its border; for a group that does not start at a word, its bits moved to do so.
+  // One plane of words with its border; for a group that does not start at a word, its bits moved to do so.  Of a pair
+  // the second is copied as its XOR with the `first`.
+  template <bool second>
   void copy_plane(const uint32_t* p, int64_t plane, int64_t in_height, int64_t in_width, const Job& job,
-                  uint32_t* out) const {
+                  const uint32_t* first, uint32_t* out) const {
     const int64_t size = in_height * in_width, words = ceil_div(attributes_.channels, kWordBits);
     const int64_t image = plane / job.plane_words, word = plane % job.plane_words;
     const int64_t length = moves_bits() ? attributes_.group_channels() : attributes_.channels;
     const int64_t length_words = ceil_div(length, kWordBits);
     const int64_t bit = word / length_words * length + word % length_words * kWordBits;  // the first channel
     const uint32_t valid = valid_lanes(length, word % length_words);
-    const uint32_t border = attributes_.pad_value == 1 ? valid : 0;
     const uint32_t* low = p + (image * words + bit / kWordBits) * size;
     const int64_t shift = bit % kWordBits;
     const bool spills = shift != 0 && bit / kWordBits + 1 < words;
-    const int64_t left = attributes_.pads[1], right = attributes_.pads[3];
-    out = std::fill_n(out, attributes_.pads[0] * job.width, border);
+    // The word before the second of a pair is whole.
+    const uint32_t border = attributes_.pad_value == 1 ? (second ? ~valid : valid) : 0;
+    const auto copy_row = [&](auto word_at) {
+      const uint32_t* __restrict with = first;
+      uint32_t* __restrict to = out;
+      for (int64_t x = 0; x < in_width; ++x) to[x] = (word_at(x) & valid) ^ (second ? with[x] : 0);
+    };
+    const auto skip = [&](int64_t count) {
+      out += count;
+      if (second) first += count;
+    };
+    const auto pad = [&](int64_t count) {
+      std::fill_n(out, count, border);
+      skip(count);
+    };
+    pad(attributes_.pads[0] * job.width);
     for (int64_t y = 0; y < in_height; ++y, low += in_width) {
-      out = std::fill_n(out, left, border);
+      pad(attributes_.pads[1]);
       if (shift == 0)
-        for (int64_t x = 0; x < in_width; ++x) out[x] = low[x] & valid;
+        copy_row([low](int64_t x) { return low[x]; });
       else if (!spills)
-        for (int64_t x = 0; x < in_width; ++x) out[x] = low[x] >> shift & valid;
+        copy_row([=](int64_t x) { return low[x] >> shift; });
       else
-        for (int64_t x = 0; x < in_width; ++x)
-          out[x] = (low[x] >> shift | low[size + x] << (kWordBits - shift)) & valid;
-      out = std::fill_n(out + in_width, right, border);
+        copy_row([=](int64_t x) { return low[x] >> shift | low[size + x] << (kWordBits - shift); });
+      skip(in_width);
+      pad(attributes_.pads[3]);
     }
-    std::fill_n(out, attributes_.pads[2] * job.width, border);
+    pad(attributes_.pads[2] * job.width);
   }
 
   void border_bases(const Job& job, const BorderClasses& vertical, const BorderClasses& horizontal, int64_t block,
-                    int32_t* base) const {
+                    int32_t* __restrict base) const {
     const int64_t row = (job.s.kernel[1] + 1) * kWordBits;
     const int32_t* corners = job.weights.corners + block * job.layout.corners() * kWordBits;
     const int32_t* inside = job.weights.base + block * kWordBits;
     const int32_t* all = corners + job.s.kernel[0] * row + job.s.kernel[1] * kWordBits;
-    const int32_t factor = static_cast<int32_t>(attributes_.border_correction());
+    const int32_t sign = attributes_.border_correction() < 0 ? -1 : 0;  // (v ^ -1) - -1 is -v
     for (const TapRange& v : vertical.ranges)
       for (const TapRange& h : horizontal.ranges) {
         const int32_t* bottom_right = corners + v.end * row + h.end * kWordBits;
         const int32_t* top_right = corners + v.begin * row + h.end * kWordBits;
         const int32_t* bottom_left = corners + v.end * row + h.begin * kWordBits;
         const int32_t* top_left = corners + v.begin * row + h.begin * kWordBits;
-        for (int lane = 0; lane < kWordBits; ++lane)
-          base[lane] = inside[lane] +
-                       factor * (all[lane] - bottom_right[lane] + top_right[lane] + bottom_left[lane] - top_left[lane]);
+        for (int lane = 0; lane < kWordBits; ++lane) {
+          const int32_t outside = all[lane] - bottom_right[lane] + top_right[lane] + bottom_left[lane] - top_left[lane];
+          base[lane] = inside[lane] + ((outside ^ sign) - sign);
+        }
         base += kWordBits;
       }
   }
@@ -448,10 +466,10 @@ class XnorConv {
   void subtract_thresholds(const Job& job, int64_t block, int32_t* base) const {
     const IntegerThresholds thresholds =
         integer_thresholds(job, 0, channel_of(job.s, block), channels_of(job.s, block));
+    const int32_t shift = this->shift();
     job.flips[block] = thresholds.flip;
-    for (int64_t i = 0; i < job.classes; ++i)
-      for (int lane = 0; lane < kWordBits; ++lane)
-        base[i * kWordBits + lane] = (base[i * kWordBits + lane] - thresholds.of[lane]) >> shift();
+    for (int64_t i = 0; i < job.classes; ++i, base += kWordBits)
+      for (int lane = 0; lane < kWordBits; ++lane) base[lane] = (base[lane] - thresholds.of[lane]) >> shift;
   }
 
   // Pixels done at a time.  112 = 7 x 16: whole tiles of the accumulation, whole vectors of the epilogue, and

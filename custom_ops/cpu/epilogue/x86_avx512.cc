@@ -138,32 +138,26 @@ __attribute__((always_inline)) inline void run_strip(const EpilogueArgs& args, i
 
 // to[row] = lanes 0..15 of row `row`, from 16 lanes of 16 rows, 32 apart.
 __attribute__((always_inline)) inline void turn(const int32_t* from, __m512i (&to)[16]) {
-  // Four rounds: pairs of lanes, pairs of pairs, then quarters of registers twice.
-  __m512i a[16], b[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(from + i * kWordBits);
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-  }
+  // Quarters of registers are put together as they are loaded, which takes no shuffle; then 4 x 4 in each quarter.
 #pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {  // a[i + j]: lanes i..i+3 of rows 4q + j, q the quarter of the register
-    a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-    a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-    a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-    a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-  }
+  for (int q = 0; q < 4; ++q) {  // rows 4q..4q+3
+    __m512i a[4];                // lanes i, 4 + i, 8 + i and 12 + i
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    const __m512i even_first = _mm512_shuffle_i32x4(a[j], a[4 + j], 0x88);
-    const __m512i odd_first = _mm512_shuffle_i32x4(a[j], a[4 + j], 0xdd);
-    const __m512i even_last = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0x88);
-    const __m512i odd_last = _mm512_shuffle_i32x4(a[8 + j], a[12 + j], 0xdd);
-    to[j] = _mm512_shuffle_i32x4(even_first, even_last, 0x88);
-    to[8 + j] = _mm512_shuffle_i32x4(even_first, even_last, 0xdd);
-    to[4 + j] = _mm512_shuffle_i32x4(odd_first, odd_last, 0x88);
-    to[12 + j] = _mm512_shuffle_i32x4(odd_first, odd_last, 0xdd);
+    for (int i = 0; i < 4; ++i) {
+      const int32_t* lane = from + i * kWordBits + 4 * q;
+      const auto quarter = [lane](int n) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(lane + 4 * n * kWordBits));
+      };
+      const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(0)), quarter(1), 1);
+      const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(2)), quarter(3), 1);
+      a[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    }
+    const __m512i low01 = _mm512_unpacklo_epi32(a[0], a[1]), high01 = _mm512_unpackhi_epi32(a[0], a[1]);
+    const __m512i low23 = _mm512_unpacklo_epi32(a[2], a[3]), high23 = _mm512_unpackhi_epi32(a[2], a[3]);
+    to[4 * q] = _mm512_unpacklo_epi64(low01, low23);
+    to[4 * q + 1] = _mm512_unpackhi_epi64(low01, low23);
+    to[4 * q + 2] = _mm512_unpacklo_epi64(high01, high23);
+    to[4 * q + 3] = _mm512_unpackhi_epi64(high01, high23);
   }
 }
 
