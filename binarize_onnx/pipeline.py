@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from binarize_onnx import checks, cost, foreign, fused, io, opset, shapes, stacked, subgraphs
 from binarize_onnx.errors import ModelError, NothingMatched, UsageError
 from binarize_onnx.passes.base import Context, tidy
+from binarize_onnx.passes.concat_parts import ConcatParts
 from binarize_onnx.passes.depth_to_space_on_bits import DepthToSpaceOnBits
 from binarize_onnx.passes.flatten_on_bits import FlattenOnBits
 from binarize_onnx.passes.fold_constants import FoldConstants
@@ -356,6 +357,7 @@ def lower(context: Context) -> None:
     LevelLast(context).run()
     TransposedConv(context).run()
     LowerLayers(context).run()
+    ConcatParts(context).run()  # before PackSign climbs: it meets flat Concats, and shortcuts that an epilogue can add
     climbing = True
     while climbing:  # each of these can uncover a site for the others; what is shared is pooled and fused once
         passes = (SharePacks, FoldThreshold, RunTimeThreshold, PoolOnBits, FlattenOnBits, DepthToSpaceOnBits, MoveWords)

@@ -62,6 +62,31 @@ def test_shortcut_with_repeated_channels(repeat: str, seed: int) -> None:
     assert kinds(graph) == ["PackSign", "XnorConv" if convolution else "XnorMatMul"]
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_growing_and_improving(seed: int) -> None:
+    """MeliusNet: layers append channels, and add to the last ones; no float is copied for it inside a stage."""
+    b = Ideal(seed)
+    channels, growth = b.pick(32, 40, 64), b.pick(32, 32, 33)
+    x = b.input(2, channels, 5, 6)
+    for _ in range(b.pick(1, 2, 3)):
+        new = layer(b, b.binary(x, b.floats(channels, 1, 1)), channels, growth, True)
+        x, channels = b.node("Concat", x, new, axis=b.pick(1, -3)), channels + growth
+        better = layer(b, b.binary(x, b.floats(channels, 1, 1)), channels, growth, True)
+        border, axis = b.ints(b.pick(-growth, channels - growth)), b.ints(b.pick(1, -3))
+        old = b.node("Slice", x, border, b.ints(b.pick(channels, 2**62)), axis)
+        kept = b.node("Slice", x, b.ints(0), border, axis, b.ints(1))
+        x = b.node("Concat", kept, b.node("Add", *b.pick((old, better), (better, old))), axis=1)
+    again = layer(b, b.binary(x), channels, 7, True)
+    graph = b.check(*((again, x) if b.chance(0.3) else (again,)), rank=4, lacks=("Slice", "Add"))
+    floats = [
+        n
+        for n in graph.node
+        if n.op_type == "Concat" and not n.input[0].endswith((".bits", ".1", ".2", ".3", ".4", ".5"))
+    ]
+    if growth == 32 and channels % 32 == 0 and len(graph.output) == 1:
+        assert not floats
+
+
 @pytest.mark.skipif(not SHAPES_BEHIND_LEVEL, reason="this onnx infers no shape behind a Level")
 @pytest.mark.parametrize("seed", range(60))
 def test_levels_behind_a_chain(seed: int) -> None:
