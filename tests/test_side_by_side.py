@@ -133,3 +133,13 @@ def test_every_layer_is_accounted_for() -> None:
     assert reasons["Conv_5"].endswith("computed together with `Conv_1`")
     assert "its filters stand beside" in reasons["Conv_1"]
     assert result.report.summary.binary_layers == 5
+
+
+def test_many_layers_that_grow_have_shapes() -> None:
+    """However often channels are concatenated: nothing is left of it but what the last layer reads, and no float step."""
+    b = Ideal(0)
+    x, channels = b.input(1, 32, 2, 2), 32
+    for _ in range(18):
+        x, channels = b.node("Concat", x, layer(b, b.binary(x), channels, 32, True), axis=1), channels + 32
+    graph = b.check(layer(b, b.binary(x), channels, 7, True), rank=4)
+    assert set(kinds(graph)) == {"PackSign", "XnorConv", "Concat"}
