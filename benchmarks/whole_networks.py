@@ -22,7 +22,7 @@ import click
 import numpy as np
 import onnx
 from int8 import int8
-from synthetic import Network
+from synthetic import Array, Network
 
 IMAGE, CLASSES = 224, 1000
 CALIBRATION_IMAGES = 8

@@ -136,7 +136,7 @@ def test_every_layer_is_accounted_for() -> None:
 
 
 def test_many_layers_that_grow_have_shapes() -> None:
-    """However often channels are concatenated: nothing is left of it but what the last layer reads, and no float step."""
+    """However often channels are concatenated, no float step is left."""
     b = Ideal(0)
     x, channels = b.input(1, 32, 2, 2), 32
     for _ in range(18):
