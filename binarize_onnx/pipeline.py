@@ -36,6 +36,7 @@ from binarize_onnx.passes.prove_sign_zero import zero_cannot_occur
 from binarize_onnx.passes.recognise_layers import LAYER_OPS, MODERATE, STRICT, Filter, RecogniseLayers, Tolerance
 from binarize_onnx.passes.run_time_threshold import RunTimeThreshold
 from binarize_onnx.passes.signs import Sign
+from binarize_onnx.passes.spell_out_prelu import SpellOutPRelu
 from binarize_onnx.passes.stack_filters import StackFilters
 from binarize_onnx.passes.stack_terms import StackTerms
 from binarize_onnx.passes.transposed_conv import TransposedConv
@@ -368,6 +369,7 @@ def lower(context: Context) -> None:
         FuseEpilogue(context).run()
         fusing = StackFilters(context).run()  # behind the layers that it joins there are steps to fuse again
     FuseBits(context).run()
+    SpellOutPRelu(context).run()  # last: an epilogue takes it as one node
 
 
 def _name_layers(context: Context) -> list[Layer]:

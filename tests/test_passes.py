@@ -34,6 +34,7 @@ from binarize_onnx.passes.one_dimension import OneDimension
 from binarize_onnx.passes.pool_on_bits import PoolOnBits
 from binarize_onnx.passes.recognise_layers import Filter, RecogniseLayers
 from binarize_onnx.passes.run_time_threshold import RunTimeThreshold
+from binarize_onnx.passes.spell_out_prelu import SpellOutPRelu
 from binarize_onnx.passes.stack_filters import StackFilters
 from binarize_onnx.passes.stack_terms import StackTerms
 from binarize_onnx.passes.transposed_conv import TransposedConv
@@ -64,6 +65,7 @@ PASSES: dict[str, Callable[[Context], Pass[Any]]] = {
     "RecogniseLayers": lambda context: RecogniseLayers(context, Filter()),
     "RunTimeThreshold": RunTimeThreshold,
     "SharePacks": SharePacks,
+    "SpellOutPRelu": SpellOutPRelu,
     "StackFilters": StackFilters,
     "StackTerms": StackTerms,
     "TransposedConv": TransposedConv,

@@ -143,3 +143,34 @@ def test_many_layers_that_grow_have_shapes() -> None:
         x, channels = b.node("Concat", x, layer(b, b.binary(x), channels, 32, True), axis=1), channels + 32
     graph = b.check(layer(b, b.binary(x), channels, 7, True), rank=4)
     assert set(kinds(graph)) == {"PackSign", "XnorConv", "Concat"}
+
+
+SLOPES = [(1.0, 0.25, 1e-30, np.nextafter(np.float32(1), np.float32(0))), (0.0, 0.5, 1.0, 3.0)]
+
+
+@pytest.mark.parametrize("slopes", SLOPES)
+def test_prelu_in_other_operators_keeps_every_bit(slopes: tuple[float, ...]) -> None:
+    """A PRelu that no epilogue takes, because two layers read what is in front of it."""
+    tiny, huge = np.finfo(np.float32).smallest_subnormal, np.finfo(np.float32).max
+    special = np.asarray([0.0, 1.0, tiny, 3e-38, 1e-20, 1.5, huge, np.inf], np.float32)
+    b = Ideal(0)
+    x = b.input(1, 4, 2, 8, values=np.broadcast_to(np.stack([special, -special]), (1, 4, 2, 8)).copy())
+    y = b.node("PRelu", x, b.constant(np.asarray(slopes).reshape(4, 1, 1)))
+    b.check(y, layer(b, b.binary(y), 4, 5, True), rank=4, lacks=("PRelu",))
+
+
+def test_a_relu_in_front_of_a_sign_and_a_shortcut_stays() -> None:
+    """onnxruntime fuses it with the float stem; a PRelu it would compute element by element."""
+    b = Builder(np.random.default_rng(0))
+    x = b.node("Relu", b.node("Conv", "x", b.constant(b.floats(8, 3, 3, 3)), pads=[1, 1, 1, 1]))
+    y = b.node("Conv", b.node("Sign", x), b.constant(b.signs(8, 8, 1, 1)))
+    y = b.node("Relu", b.node("Add", y, x))
+    graph = helper.make_graph(
+        b.nodes,
+        "relu",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 4, 4])],
+        [helper.make_tensor_value_info(y, TensorProto.FLOAT, None)],
+        b.initializers,
+    )
+    converted = convert(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)).model
+    assert kinds(converted.graph) == ["Conv", "Relu", "PackSign", "XnorConv"]
