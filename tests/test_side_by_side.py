@@ -145,7 +145,7 @@ def test_many_layers_that_grow_have_shapes() -> None:
     assert set(kinds(graph)) == {"PackSign", "XnorConv", "Concat"}
 
 
-SLOPES = [(1.0, 0.25, 1e-30, np.nextafter(np.float32(1), np.float32(0))), (0.0, 0.5, 1.0, 3.0)]
+SLOPES = [(1.0, 0.25, 1e-30, np.nextafter(np.float32(1), np.float32(0))), (0.0, 0.5, 1.0, 0.25), (0.5, 3.0, 1.0, 2.0)]
 
 
 @pytest.mark.parametrize("slopes", SLOPES)
