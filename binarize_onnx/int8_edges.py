@@ -9,7 +9,7 @@ sees our ops. The model is cut at them: the *shell* is what is left, its inputs 
 samples for it are those tensors as the compiled model computes them. Constants behind a convolution go into its weights
 first, as onnxruntime would do it when it loads the model.
 
-Our nodes are not touched: given what they read, they compute what they did. The names of the quantized layers' outputs
+Our nodes are not touched: given what they read, they compute what they did. The names of the quantized layers' results
 are recorded in the file, and `verify` takes these tensors as given.
 """
 
@@ -38,8 +38,9 @@ from binarize_onnx.verify.graphs import caller_inputs, is_standard, reads
 from binarize_onnx.verify.outputs import Outputs
 from binarize_onnx.verify.session import Runner
 
-KEY = "binarize_onnx.int8_edges"  # in metadata_props: JSON, the outputs of the quantized layers
+KEY = "binarize_onnx.int8_edges"  # in metadata_props: JSON, what the quantized layers write
 QUANTIZED = ("Conv", "Gemm", "MatMul")
+RELU = "Relu"
 INTEGER_OUTPUTS = ("Conv",)  # the others' sums go straight to float32: onnxruntime has such kernels for these alone
 
 Quantize = Callable[..., None]
@@ -72,23 +73,23 @@ def quantize(model: onnx.ModelProto, data: CalibrationData) -> tuple[onnx.ModelP
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         shell = _folded(shell, source)
         unstride(shell.graph, _sizes(model))
-        layers = _layers(shell)
-        names = [node.name for node in layers]
-        _keep(shell, [node.output[0] for node in layers])
+        layers = [node.name for node in _layers(shell)]
+        results, activations = _results(shell)
+        _keep(shell, results)
         onnx.save(shell, source)
         before = {name for node in shell.graph.node for name in node.output}
         try:
-            quantize_static(str(source), str(target), cut, nodes_to_quantize=names, **settings)
+            quantize_static(str(source), str(target), cut, nodes_to_quantize=[*layers, *activations], **settings)
         except Exception as error:  # its own errors share no base
             raise ModelError(f"onnxruntime.quantization does not quantize the edges: {one_line(error)}") from None
         shell = onnx.load(target)
-    _spare_others(shell, names, before)
-    quantized = _put_back(model, shell, layers)
-    return quantized, names, _effects(model, quantized, samples)
+    _spare_others(shell, {*layers, *activations}, before)
+    quantized = _put_back(model, shell, results)
+    return quantized, layers, _effects(model, quantized, samples)
 
 
 def recorded(model: onnx.ModelProto) -> list[str]:
-    """The outputs of quantized layers, as the file records them; what it records wrongly is left out."""
+    """What quantized layers write, as the file records it; what it records wrongly is left out."""
     text = next((entry.value for entry in model.metadata_props if entry.key == KEY), "[]")
     try:
         names = json.loads(text)
@@ -111,7 +112,7 @@ def _quantization() -> tuple[Quantize, dict[str, Any]]:
         "weight_type": QuantType.QInt8,
         "per_channel": True,
         "calibrate_method": CalibrationMethod.MinMax,
-        "op_types_to_quantize": list(QUANTIZED),
+        "op_types_to_quantize": [*QUANTIZED, RELU],
         "extra_options": {"OpTypesToExcludeOutputQuantization": sorted(set(QUANTIZED) - set(INTEGER_OUTPUTS))},
     }
 
@@ -217,6 +218,27 @@ def _layers(shell: onnx.ModelProto) -> list[NodeProto]:
     ]
 
 
+def _results(shell: onnx.ModelProto) -> tuple[list[str], list[str]]:
+    """What the layers to quantize write, and the Relu nodes that alone read one of them: then it is what these write.
+
+    Quantization makes such a Relu a range that begins at 0.
+    """
+    readers: dict[str, list[NodeProto]] = {out.name: [onnx.NodeProto()] for out in shell.graph.output}
+    for node in shell.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    results, activations = [], []
+    for layer in _layers(shell):
+        result = layer.output[0]
+        first, *others = readers.get(result, [onnx.NodeProto()])
+        if first.op_type == RELU and not others and layer.op_type in INTEGER_OUTPUTS:
+            first.name = first.name or f"{layer.name}.{RELU}"
+            activations.append(first.name)
+            result = first.output[0]
+        results.append(result)
+    return results, activations
+
+
 def _keep(shell: onnx.ModelProto, names: Iterable[str]) -> None:
     """Make inner tensors outputs, so that they keep their names."""
     present = {out.name for out in shell.graph.output}
@@ -241,7 +263,7 @@ def _spare_others(shell: onnx.ModelProto, layers: Collection[str], before: Colle
             node.input[:] = [pairs.get(name, name) for name in node.input]
 
 
-def _put_back(model: onnx.ModelProto, shell: onnx.ModelProto, layers: Sequence[NodeProto]) -> onnx.ModelProto:
+def _put_back(model: onnx.ModelProto, shell: onnx.ModelProto, results: Collection[str]) -> onnx.ModelProto:
     """The model with the quantized shell in place of its standard nodes."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -254,7 +276,7 @@ def _put_back(model: onnx.ModelProto, shell: onnx.ModelProto, layers: Sequence[N
     graph.initializer.extend(t for t in model.graph.initializer if t.name in wanted and t.name not in kept)
     graph.initializer.extend(shell.graph.initializer)
     graph.node.extend(_in_order([*shell.graph.node, *rest]))
-    result.metadata_props.add(key=KEY, value=json.dumps(sorted(node.output[0] for node in layers)))
+    result.metadata_props.add(key=KEY, value=json.dumps(sorted(results)))
     return result
 
 

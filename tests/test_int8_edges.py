@@ -241,6 +241,26 @@ def test_branches_stay_float() -> None:
     verify(source, found.model, inputs=images()).require()
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_a_relu_behind_a_layer_is_a_range_from_0(named: bool) -> None:
+    b = Small(np.random.default_rng(0))
+    x = b.named("act" if named else "", "Relu", b.batchnorm(b.conv("stem", "x", b.real(8, 3, 3, 3)), 8))
+    y = b.node("Add", b.conv("bits", b.node("Sign", x), b.signs(8, 8, 3, 3)), x)
+    both = b.conv("both", y, b.real(8, 8, 1, 1))
+    z = b.node("Add", b.node("Relu", both), both)
+    source = model(b, b.node("Add", z, b.constant(1.0)))
+    found = convert(source, INT8, calibration_data=images())
+    ops = [node.op_type for node in found.model.graph.node]
+    assert ops.count("Relu") == 1, "the other one is not the only reader"
+    assert x in int8_edges.recorded(found.model)
+    verify(source, found.model, inputs=images()).require()
+    zero_points = {
+        t.name: int(numpy_helper.to_array(t)) for t in found.model.graph.initializer if t.data_type == 2 and not t.dims
+    }
+    written = next(node for node in found.model.graph.node if node.output[0] == x)
+    assert zero_points[written.input[2]] == 0
+
+
 def test_other_readers_see_no_rounding(converted: Result) -> None:
     """What is float and no layer reads its input as before, where a layer reads it in 8 bits."""
     source = network()
