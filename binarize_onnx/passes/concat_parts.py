@@ -2,11 +2,12 @@
 
     before   s = Slice(Concat(a, b, c), the channels of b)                     after   s = b
     before   s = Slice(Concat(a, b, c), the channels of b and c)               after   s = Concat(b, c)
-    before   z = Concat(Concat(a, b), c), along one axis                       after   z = Concat(a, b, c)
+    before   z = Concat(Concat(a, b), c), all but c whole words                after   z = Concat(a, b, c)
 
 MeliusNet writes `Concat(Slice(x), Slice(x) + layer)` with x a Concat already: afterwards the layer's shortcut is the
-part that it improves, which its epilogue can add, and what a sign reads is a flat Concat, whose parts can be packed one
-by one.
+part that it improves, which its epilogue can add. Where parts fill their words, what a sign reads is a flat Concat, and
+its parts can be packed one by one (`MoveWords`), without a copy. A long one is left nested: in a network that grows
+every layer reads all parts before it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from binarize_onnx.bits import WORD
 from binarize_onnx.passes.base import Pass, Skip, constant_value, producer
+
+MOST_PARTS = 32
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,10 @@ class ConcatParts(Pass[Parts]):
         for tensor in node.inputs:
             parts = self._parts(tensor)
             tensors += [tensor] if parts is None or parts.axis != axis else parts.tensors
-        return None if axis is None or len(tensors) == len(node.inputs) else Parts(node, tensors, axis)
+        if axis is None or not len(node.inputs) < len(tensors) <= MOST_PARTS:
+            return None
+        sizes = [self.context.known_dim(tensor, axis) for tensor in tensors[:-1]]
+        return Parts(node, tensors, axis) if all(size is not None and size % WORD == 0 for size in sizes) else None
 
     def _parts(self, tensor: gs.Tensor) -> Parts | None:
         """What a Concat makes the tensor of."""
