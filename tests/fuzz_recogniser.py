@@ -27,7 +27,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -201,7 +201,7 @@ def _excuse(found: Case, result: Result, got: list[Array], convert: Convert) -> 
     if assumed and found.config.sign_zero == "keep":
         raise Wrong("a three-valued sign was taken as two-valued despite --sign-zero keep")
     if assumed:
-        for decided in _decided(inliner.inline_local_functions(found.model), assumed):
+        for decided in _decided(found, result, assumed):
             session = _load(decided)
             if session is not None and _equal(_run(session, found.feeds) or [], got):
                 return "equal but for sign(0), as reported"
@@ -213,12 +213,13 @@ def _excuse(found: Case, result: Result, got: list[Array], convert: Convert) -> 
     raise Wrong(f"source and ideal graph differ (signs that assume: {', '.join(assumed) or 'none'})")
 
 
-def _decided(model: onnx.ModelProto, names: list[str]) -> Iterator[onnx.ModelProto]:
-    """The model with zeros decided: at the tensors that the report names, or at the steps that they are made of.
+def _decided(found: Case, result: Result, names: list[str]) -> Iterator[onnx.ModelProto]:
+    """The source with zeros decided: at the tensors that the report names, or at the steps that they are made of.
 
     The compiler takes the zero of a three-valued function like what comes right above it: +1 for a rising one. Which
     steps a named tensor is made of is not in the report, so every combination is tried.
     """
+    model = inliner.inline_local_functions(found.model)
     made_by = {o: n for n in model.graph.node for o in n.output}
     steps, waiting = [], [n for n in names if n in made_by]
     named, seen = list(waiting), set(waiting)
@@ -228,42 +229,83 @@ def _decided(model: onnx.ModelProto, names: list[str]) -> Iterator[onnx.ModelPro
         inputs = [] if node.op_type in LAYERS else [i for i in node.input if i in made_by and i not in seen]
         waiting += inputs
         seen.update(inputs)
+    written = {o for n in result.model.graph.node if n.op_type == "BinarySign" for o in n.output}
+    binary = {layer.name for layer in result.report.layers if layer.status == "binary"}
     for tensors, options in ((named, (1.0, -1.0)), (steps, (1.0, -1.0, 0.0))):
-        if len(tensors) <= MOST_SIGNS:
-            for values in itertools.product(options, repeat=len(tensors)):
-                yield _with_zeros(model, dict(zip(tensors, values, strict=True)))
-        else:
-            yield from (_with_zeros(model, dict.fromkeys(tensors, value)) for value in (1.0, -1.0))
+        every = [tuple([option] * len(tensors)) for option in (1.0, -1.0)]
+        for values in itertools.product(options, repeat=len(tensors)) if len(tensors) <= MOST_SIGNS else every:
+            yield _with_zeros(model, dict(zip(tensors, values, strict=True)), {*named} & written, {*named}, binary)
 
 
-def _with_zeros(model: onnx.ModelProto, values: dict[str, float]) -> onnx.ModelProto:
-    """The model with the zeros of some tensors replaced: by a number times the largest magnitude in the tensor."""
-    decided = onnx.ModelProto()
-    decided.CopyFrom(model)
-    del decided.graph.node[:]
-    for node in model.graph.node:
-        decided.graph.node.add().CopyFrom(node)
+def _with_zeros(
+    model: onnx.ModelProto, values: dict[str, float], everywhere: set[str], for_layers: set[str], binary: set[str]
+) -> onnx.ModelProto:
+    """The model in which signs are computed from decided zeros, and nothing else is.
+
+    A sign of scale 1 is itself two-valued in the ideal graph, whoever reads it. Of one with another scale, and of the
+    steps that either is made of, the ideal graph keeps the three values beside the bits: binary layers read the bits,
+    an output or a residual sum reads what the source has. So each node between layers is there three times.
+
+    Args:
+        model: the source, without functions.
+        values: what the zeros of some tensors become: a number times the largest magnitude in the tensor.
+        everywhere: the signs that every reader gets decided.
+        for_layers: the signs that binary layers get decided.
+        binary: the binary layers as the report names them: by their outputs where they have no names of their own.
+    """
+    three = onnx.ModelProto()
+    three.CopyFrom(model)
+    del three.graph.node[:]
+    settled = {"", *(t.name for t in model.graph.initializer), *(i.name for i in model.graph.input)}
+    settled |= {o for n in model.graph.node if n.op_type in LAYERS for o in n.output}
+
+    def write(node: onnx.NodeProto, suffix: str, decided: Collection[str] = ()) -> None:
+        """One copy of a node; its outputs among `decided` are taken from the copy whose zeros are decided."""
+        copy = three.graph.node.add()
+        copy.CopyFrom(node)
+        copy.name = f"{node.name}{suffix}" if node.name else ""
+        copy.input[:] = [i if i in settled else f"{i}{suffix}" for i in node.input]
+        copy.output[:] = [o if o in settled else f"{o}{suffix}" for o in node.output]
         for index, name in enumerate(node.output):
-            if not values.get(name):
-                continue
-            made = {part: f"{name}.{part}" for part in ("raw", "size", "top", "flat", "one", "none", "fill", "zero")}
-            decided.graph.node[-1].output[index] = made["raw"]
-            for op, inputs, result, attributes in (
-                ("Constant", "", "none", {"value_float": 0.0}),
-                ("Constant", "", "one", {"value_float": values[name]}),
-                ("Abs", "raw", "size", {}),
-                ("ReduceMax", "size", "top", {"keepdims": 0}),
-                ("Equal", "top none", "flat", {}),  # nothing but zeros: the magnitude is taken for 1
-                ("Mul", "top one", "fill", {}),
-                ("Where", "flat one fill", "fill ", {}),
-                ("Equal", "raw none", "zero", {}),
-            ):
-                outputs = [made.get(result, f"{name}.{result}")]
-                decided.graph.node.append(
-                    helper.make_node(op, [made[i] for i in inputs.split()], outputs, **attributes)
-                )
-            decided.graph.node.append(helper.make_node("Where", [made["zero"], f"{name}.fill ", made["raw"]], [name]))
-    return decided
+            if name in decided:
+                copy.output[index] = f"{name}{suffix}.undecided"
+                three.graph.node.append(helper.make_node("Identity", [f"{name}.decided"], [f"{name}{suffix}"]))
+
+    for node in model.graph.node:
+        if node.op_type in LAYERS:
+            write(node, ".for_layers" if binary & {node.name, *node.output} else "")
+            continue
+        for part in _zeros_replaced(node, values):
+            write(part, ".decided")
+        write(node, "", everywhere)
+        write(node, ".for_layers", for_layers)
+    return three
+
+
+def _zeros_replaced(node: onnx.NodeProto, values: dict[str, float]) -> list[onnx.NodeProto]:
+    """A node and what replaces the zeros in its outputs."""
+    nodes = [onnx.NodeProto()]
+    nodes[0].CopyFrom(node)
+    for index, name in enumerate(node.output):
+        if not values.get(name):
+            continue
+        made = {
+            part: f"{name}.{part}" for part in ("raw", "size", "top", "flat", "one", "none", "fill", "zero", "value")
+        }
+        nodes[0].output[index] = made["raw"]
+        for op, inputs, result, attributes in (
+            ("Constant", "", "none", {"value_float": 0.0}),
+            ("Constant", "", "one", {"value_float": values[name]}),
+            ("Abs", "raw", "size", {}),
+            ("ReduceMax", "size", "top", {"keepdims": 0}),
+            ("Equal", "top none", "flat", {}),  # nothing but zeros: the magnitude is taken for 1
+            ("Mul", "top one", "fill", {}),
+            ("Where", "flat one fill", "value", {}),
+            ("Equal", "raw none", "zero", {}),
+        ):
+            nodes.append(helper.make_node(op, [made[i] for i in inputs.split()], [made[result]], **attributes))
+        nodes.append(helper.make_node("Where", [made["zero"], made["value"], made["raw"]], [name]))
+    return nodes
 
 
 def _load(

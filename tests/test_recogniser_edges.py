@@ -90,6 +90,15 @@ CONSTANTS: dict[str, Any] = {
     "four": np.int32(4),
     "int_zero": np.int32(0),
     "int_three": np.int32(3),
+    "minus_half": np.float32(-0.5),
+    "either": signs(1, C, 1, 1),
+    "inf": np.float32(np.inf),
+    "inf6": np.asarray([np.inf, 0.5, -np.inf, 1, np.nan, 2], np.float32).reshape(6, 1, 1),
+    "huge": np.float32(3e38),
+    "huge6": np.asarray([3e38, 0.5, -3e38, 1, 3e38, 2], np.float32).reshape(6, 1, 1),
+    "beta6": grid(6, 1, 1, seed=9),
+    "tiny": np.float32(1e-45),
+    "w6": signs(4, 6, 2, 2),
     "half_w": signs(6, C, 3, 3).astype(np.float16),
     "half_one": np.float16(1),
     "half_minus": np.float16(-1),
@@ -341,6 +350,74 @@ def test_constants_that_enlarge_what_is_compared(form: str) -> None:
     body, dims, outputs = ENLARGED[form]
     shape = [3 if d == "N" else int(d) for d in dims.split(", ")]
     require_same(model(body, f"float[{dims}] x", f"float[{outputs}] y"), {"x": grid(*shape)})
+
+
+FACTORED: dict[str, str] = {
+    "and a pad with one of the values": "s = Pad(b, ring, one)  y = Conv(s, w)",
+    "for one of two readers": "z = Conv(b, w)  m = ReduceMean<axes=[1, 2, 3]>(t)  y = Add(z, m)",
+    "for one of two parts": "s = Concat<axis=1>(b, a)  y = Conv(s, w80)",
+}
+
+
+@pytest.mark.parametrize("form", FACTORED)
+def test_a_factor_behind_what_hands_a_sign_on(form: str) -> None:
+    """The sign is +-0.5 for whoever reads it in front of the factor."""
+    sign = "g = GreaterOrEqual(x, zero)  t = Where(g, half, minus_half)  a = Gather<axis=1>(t, perm)  b = Mul(a, two)"
+    source = model(f"{sign}  {FACTORED[form]}")
+    require_same(source, {"x": grid(2, C, 4, 4)})
+    (layer,) = convert(source, Config(allow_unchanged=True)).report.layers
+    assert layer.status == ("float" if "Concat" in FACTORED[form] else "binary")
+
+
+def test_zero_counts_as_another_value_from_channel_to_channel() -> None:
+    """No zero comes out of it, so none is assumed away."""
+    body = f"a = Sign(x)  e = Equal(x, zero)  s = Where(e, either, a)  {CONV}"
+    x = grid(2, C, 4, 4)
+    assert np.any(x == 0)
+    require_same(model(body), {"x": x})
+    report = convert(model(body), Config(sign_zero="keep")).report
+    assert [(site.zero, layer.status) for site, layer in zip(report.signs, report.layers, strict=True)] == [
+        ("proved", "binary")
+    ]
+
+
+INFINITE = {
+    "a factor": "m = Mul(z, inf6)  y = Relu(m)",
+    "a factor that overflows": "m = Mul(z, huge6)  y = Relu(m)",
+    "a summand": "m = Sub(z, inf6)  y = Relu(m)",
+    "a divisor": "m = Div(z, tiny)  y = Relu(m)",
+    "a factor, in front of the next sign": (
+        "m = Mul(z, huge6)  r = Relu(m)  h = Less(r, beta6)  t = Where(h, minus, one)  y = Conv(t, w6)"
+    ),
+}
+
+
+@pytest.mark.parametrize("form", INFINITE)
+def test_a_relu_of_infinities_that_the_file_makes(form: str) -> None:
+    """Relu(-inf) is 0; as PRelu with slope 0 it would be NaN."""
+    source = model(f"{LOW_ONE}  z = Conv(s, w)  {INFINITE[form]}")
+    assert convert(source).report.layers[0].status == "binary"
+    with np.errstate(all="ignore"):
+        require_same(source, {"x": grid(2, C, 4, 4)})
+
+
+@pytest.mark.parametrize("overflow", ["l = Add(k, inf)", "l = Mul(k, huge)"])
+def test_an_infinite_scale_of_the_activations_stays_in_front(overflow: str) -> None:
+    """In the source, terms of either sign make NaN of it."""
+    body = (
+        f"g = Less(x, zero)  s = Where(g, minus, one)  a = Abs(x)  k = ReduceMax<axes=[1], keepdims=1>(a)  {overflow}"
+    )
+    source = model(f"{body}  m = Mul(s, l)  y = MatMul(m, wm)", f"float[4, {C}] x", "float[A, B] y")
+    (layer,) = convert(source, Config(allow_unchanged=True)).report.layers
+    assert "constants of the file make infinite" in layer.reason
+    require_same(source, {"x": grid(4, C)})
+
+
+def test_a_residue_that_cancels_unless_it_is_infinite() -> None:
+    for summand, status in (("one", "binary"), ("inf", "float")):
+        source = model(f"{LOW_ONE}  r = Add(x, {summand})  d = Sub(r, r)  m = Add(s, d)  y = Conv(m, w)")
+        assert [x.status for x in convert(source, Config(allow_unchanged=True)).report.layers] == [status]
+        require_same(source, {"x": grid(2, C, 4, 4)})
 
 
 def test_whole_numbers_that_wrap_are_no_staircase() -> None:

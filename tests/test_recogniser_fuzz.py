@@ -7,9 +7,10 @@ from collections.abc import Callable
 import mutations
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 import rewrites
-from fuzz_recogniser import campaign, case
+from fuzz_recogniser import Case, Wrong, campaign, case, examine
 from onnx import numpy_helper
 
 from binarize_onnx import Config, Result, convert
@@ -110,6 +111,27 @@ def test_a_converted_model_that_is_not_its_ideal_graph_is_found() -> None:
 
     (finding,) = campaign(60, seed=1, convert=faulty, most=1).findings
     assert "converted and ideal graph differ" in finding.words
+
+
+def test_zeros_are_decided_for_binary_layers_alone() -> None:
+    """The ideal graph keeps a sign of scale 0.5 beside its bits: whoever else reads it sees the source's zeros."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[2, 3] x) => (float[2, 1] y, float[2, 3] t)'
+        "<float half = {0.5}, float[3, 1] w = {1, -1, 1}> { s = Sign(x)  t = Mul(s, half)  y = MatMul(t, w) }"
+    )
+    feeds = [{"x": np.asarray([[0, 1, 0], [2, -1, 0]], np.float32)}]
+    found = Case([], model, feeds, None, Config(emit="ideal"))
+
+    def bits_for_everyone(model: onnx.ModelProto, config: Config) -> Result:
+        result = convert(model, config)
+        (maker,) = (node for node in result.model.graph.node if "t" in node.output)
+        maker.output[0] = "t.source"
+        result.model.graph.node.append(onnx.helper.make_node("Mul", ["t.sign", "half"], ["t"]))
+        return result
+
+    assert examine(found, compiled=False).words == "equal but for sign(0), as reported"
+    with pytest.raises(Wrong, match="source and ideal graph differ"):
+        examine(found, compiled=False, convert=bits_for_everyone)
 
 
 def test_a_finding_is_small() -> None:

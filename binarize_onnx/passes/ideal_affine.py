@@ -4,16 +4,17 @@
     Sub(x, c)                    ->  Add(x, -c)
     Div(x, c)                    ->  Mul(x, 1 / c)           c a power of two
     Neg(x)                       ->  Mul(x, -1)
-    Relu(x), LeakyRelu(x)        ->  PRelu(x, slope)         Relu behind a binary layer alone
+    Relu(x), LeakyRelu(x)        ->  PRelu(x, slope)         a Relu only behind a binary layer, and of finite values
     PRelu(x, slope)              ->  Where(x > 0, x, Mul(x, slope))     where a slope is negative
     Mul(Add(acc, c), s)          ->  Add(Mul(acc, s), c * s) acc an exact accumulator, c whole, s a power of two;
                                                              also with Sub and Div
 
 Each is the same float32 function: the batch-normalization constants are rounded step by step as onnxruntime rounds
-them, the other rewrites round nothing. (PRelu with slope 0 gives −0.0 where Relu gives 0.0: equal numbers. With a
+them, the other rewrites round nothing. (PRelu with slope 0 gives −0.0 where Relu gives 0.0: equal numbers. Of −infinity
+it makes NaN, so a Relu behind a constant that is infinite, or large enough to overflow float32, stays a Relu. With a
 negative slope runtimes disagree about the sign of PRelu(0), so it is spelled out.) The last one undoes the popcount
-domain, (acc + K) / 2. Only steps that a binary layer feeds or that feed a sign are
-rewritten; float layers keep the nodes they came with.
+domain, (acc + K) / 2. Only steps that a binary layer feeds or that feed a sign are rewritten; float layers keep the
+nodes they came with.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from binarize_onnx.passes.base import (
 )
 from binarize_onnx.passes.fuse_epilogue import ORDER
 from binarize_onnx.passes.ideal import accumulator_bound
+from binarize_onnx.passes.overflow import Magnitudes
 from binarize_onnx.passes.signs import CARRIERS
 
 # What each step is made of in ideal form.
@@ -69,6 +71,7 @@ class IdealAffine(Pass[Steps]):
         """Find the steps that touch bits, then rewrite those."""
         self._behind = _behind_layers(self.context)
         self._touching = self._behind | _before_signs(self.context)
+        self._magnitudes = Magnitudes()
         return super().run()
 
     def match(self, node: gs.Node) -> Steps | Skip | None:
@@ -84,7 +87,8 @@ class IdealAffine(Pass[Steps]):
         if node.op == "Neg":
             return Steps(node, x, [("Mul", np.asarray(-1, np.float32))])
         if node.op == "Relu":
-            if node.outputs[0].name not in self._behind:  # thresholds take it as it is, and so do float layers
+            # Thresholds take a Relu as it is, and so do float layers; with slope 0, infinity would become NaN.
+            if node.outputs[0].name not in self._behind or self._magnitudes.may_be_infinite(x):
                 return None
             return Steps(node, x, [("PRelu", np.zeros(1, np.float32))])
         if node.op == "LeakyRelu":

@@ -24,6 +24,7 @@ computed in float32 and rounded once, at its end.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,7 @@ from binarize_onnx.checks import shown
 from binarize_onnx.passes.base import Array, Context, Pass, Skip, constant_value, producer
 from binarize_onnx.passes.ideal import unsettled_pool
 from binarize_onnx.passes.layer_limits import CONVOLUTIONS, explicit_pads, too_long, unsupported
+from binarize_onnx.passes.overflow import Magnitudes
 from binarize_onnx.passes.signs import CARRIERS, Level, NotBinary, Sign, Traced, Tracer, pad_value, padding, scaler
 from binarize_onnx.passes.staircase import RESIDUE_BOUND, Staircases
 from binarize_onnx.passes.weights import Weights, known_values, layer_bias, output_axis, split_scale, unsuitable
@@ -66,20 +68,23 @@ HALF_SPREAD = MODERATE.weights  # the residue in float16 leaves 2e-3
 
 @dataclass(frozen=True)
 class Filter:
-    """Which layers the caller wants converted: regexes for names (whole match), and op types left out."""
+    """Which layers are wanted on bits: regexes for names (whole match), op types left out, and what would be slow."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     exclude_ops: tuple[str, ...] = ()
+    slow: Mapping[str, str] = field(default_factory=dict)  # names of layers, and how slow in words
 
     def refuses(self, node: gs.Node) -> Reason | None:
-        """Why the caller's own options leave the layer out; None if they do not."""
+        """Why the layer is left out although it may be binary; None if it is not."""
         if node.op in self.exclude_ops:
             return Reason(Code.EXCLUDED, f"operator type {node.op} is excluded")
         if any(re.fullmatch(pattern, node.name) for pattern in self.exclude):
             return Reason(Code.EXCLUDED, "excluded by name")
         if self.include and not any(re.fullmatch(pattern, node.name) for pattern in self.include):
             return Reason(Code.EXCLUDED, "not among the nodes asked for")
+        if node.name in self.slow:
+            return Reason(Code.SLOWER_ON_BITS, self.slow[node.name])
         return None
 
 
@@ -124,6 +129,7 @@ class RecogniseLayers(Pass[BinaryLayer]):
         staircases = Staircases(context.types, any_residue=tolerance.any_residue)
         self._tracer = Tracer(staircases, kept_signs)
         self._lenient = Tracer(Staircases(context.types, any_residue=True), kept_signs)
+        self._magnitudes = Magnitudes()
         self._seen: set[str] = set()
         self._units: dict[int, gs.Tensor] = {}
         self._floats: dict[int, gs.Tensor] = {}
@@ -232,6 +238,9 @@ class RecogniseLayers(Pass[BinaryLayer]):
         if scaled is not None and scaled.op in ("Mul", "Div") and not scaled.domain:
             sides = [self._tracer.trace(t) for t in scaled.inputs]
             if any(isinstance(t, Traced) for t in sides):
+                if any(self._magnitudes.may_be_infinite(t) for t in scaled.inputs):
+                    words = f"`{data.name}` scales the sign by a factor that constants of the file make infinite"
+                    return Reason(Code.ACTIVATION_VALUES, f"{but}, but {words}")
                 words = (
                     f"`{data.name}` scales the sign by a factor that differs from channel to channel or place to place"
                 )
@@ -286,15 +295,21 @@ class RecogniseLayers(Pass[BinaryLayer]):
             shape, large = self.context.shape(k), self.context.shape(x)
             if shape is None or large is None or self.context.types.get(k.name) != TensorProto.FLOAT:
                 continue
-            if all(d == 1 for d in shape) and len(shape) <= len(large):
+            infinite = self._magnitudes.may_be_infinite(k)
+            if all(d == 1 for d in shape) and len(shape) <= len(large) and not infinite:
                 return x, [k]
         return tensor, []
 
     def _is_gate(self, factor: gs.Tensor, data: gs.Tensor, node: gs.Node) -> bool:
-        """Whether a run-time factor is the same for all terms of a dot product and all outputs of the layer."""
+        """Whether a run-time factor is the same for all terms of a dot product and all outputs of the layer.
+
+        An infinite one makes NaN of terms of either sign; behind the layer it would not.
+        """
         small, large = self.context.shape(factor), self.context.shape(data)
         types = {self.context.types.get(t.name) for t in (factor, data)}
         if small is None or large is None or len(small) > len(large) or not types <= {TensorProto.FLOAT, None}:
+            return False
+        if self._magnitudes.may_be_infinite(factor):
             return False
         aligned = (1,) * (len(large) - len(small)) + small
         if node.op in CONVOLUTIONS:

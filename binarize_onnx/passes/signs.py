@@ -87,25 +87,19 @@ class Traced:
     """What a layer's input is made of.
 
     Attributes:
-        found: the signs that every element comes from, or the one level; all share `x_low`, `scale` and `offset`.
+        found: the signs that every element comes from, or the one level; all share `x_low`.
+        scale: what a set bit stands for here, less the offset: the scale of the signs times the factors behind them.
+        offset: what every element has on top.
     """
 
     found: tuple[Sign | Level, ...]
+    scale: float
+    offset: float
 
     @property
     def x_low(self) -> int:
         """What a clear bit stands for, in units of the scale."""
         return self.found[0].x_low
-
-    @property
-    def scale(self) -> float:
-        """What a set bit stands for, less the offset."""
-        return self.found[0].scale
-
-    @property
-    def offset(self) -> float:
-        """What every element has on top."""
-        return self.found[0].offset
 
     @property
     def levels(self) -> int:
@@ -174,8 +168,7 @@ class Tracer:
             return self._joined(tensor, node, depth) if node.op == "Concat" else self._padded(tensor, node, depth)
         scaled = scaler(node)
         if scaled is not None and not isinstance(inner := self._trace(scaled[0], depth + 1), NotBinary):
-            factor = scaled[1]
-            return Traced(tuple(replace(f, scale=f.scale * factor, offset=f.offset * factor) for f in inner.found))
+            return replace(inner, scale=inner.scale * scaled[1], offset=inner.offset * scaled[1])
         found: Sign | Level | NotBinary | None = match_level(tensor)
         if found is None:
             stairs = self.staircases.find(tensor)
@@ -186,23 +179,23 @@ class Tracer:
         if tensor.name in self.kept:
             words = f"sign `{tensor.name}` is kept three-valued: 0 can reach it, and a bit has no zero"
             return NotBinary(Code.SIGN_ZERO, words)
-        return Traced((found,))
+        return Traced((found,), found.scale, found.offset)
 
     def _joined(self, tensor: gs.Tensor, node: gs.Node, depth: int) -> Traced | NotBinary:
-        found: dict[int, Sign | Level] = {}
+        parts: list[Traced] = []
         for part in node.inputs:
             traced = self._trace(part, depth + 1)
             if isinstance(traced, NotBinary):
                 return traced
-            found |= {id(f.output): f for f in traced.found}
-        every = tuple(found.values())
+            parts.append(traced)
+        every = tuple({id(f.output): f for traced in parts for f in traced.found}.values())
         if any(isinstance(f, Level) for f in every):
             return NotBinary(Code.MIXED_SIGNS, f"`{tensor.name}` joins activations of several bits")
         if len({f.x_low for f in every}) != 1:
             return NotBinary(Code.MIXED_SIGNS, f"`{tensor.name}` joins {{-1, 1}} signs with {{0, 1}} ones")
-        if not _one_value([f.scale for f in every]) or not _one_value([f.offset for f in every]):
+        if not _one_value([t.scale for t in parts]) or not _one_value([t.offset for t in parts]):
             return NotBinary(Code.MIXED_SIGNS, f"`{tensor.name}` joins signs of different scales")
-        return Traced(every)
+        return replace(parts[0], found=every)
 
     def _padded(self, tensor: gs.Tensor, node: gs.Node, depth: int) -> Traced | NotBinary:
         traced = self._trace(node.inputs[0], depth + 1)
@@ -263,6 +256,11 @@ def classify(stairs: Staircase, output: gs.Tensor) -> Sign | Level | NotBinary:
         x_low, scale, offset = 0, top - bottom, bottom if abs(bottom) > spread else 0.0
     low_is_top, high_is_top = near_top
     first = stairs.threshold[0] if len(stairs.threshold) else np.full((), -np.inf, np.float32)  # x decides nothing
+    middle = values[min(1, len(values) - 1)]
+    zero_differs = np.abs(middle - high) > spread
+    if len(stairs.threshold) > 1:  # where the point in the middle has the lower value, the bit is set behind it
+        is_low = zero_differs & (np.abs(middle - low) <= spread)
+        first, zero_differs = np.where(is_low, stairs.threshold[1], first), zero_differs & ~is_low
     threshold = np.broadcast_to(first, np.broadcast_shapes(first.shape, low_is_top.shape))
     constant = low_is_top == high_is_top
     return Sign(
@@ -273,7 +271,7 @@ def classify(stairs: Staircase, output: gs.Tensor) -> Sign | Level | NotBinary:
         x_low=x_low,
         scale=float(np.float32(scale)),
         offset=float(np.float32(offset)),
-        zero_differs=np.abs(values[min(1, len(values) - 1)] - high) > spread,
+        zero_differs=zero_differs,
         rank=_rank(stairs),
         minus=stairs.minus,
         residue=stairs.residue,

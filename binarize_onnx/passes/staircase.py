@@ -26,6 +26,7 @@ from binarize_onnx import opset
 from binarize_onnx.passes import elementwise
 from binarize_onnx.passes.base import Array, constant_value, producer
 from binarize_onnx.passes.bounds import bounds
+from binarize_onnx.passes.overflow import Magnitudes
 from binarize_onnx.thresholds import after, fold
 
 LARGEST_CONSTANT = 1 << 20  # elements of a constant beside a staircase: one a channel, or a place
@@ -77,6 +78,7 @@ class Staircases:
     def __init__(self, types: Mapping[str, int], *, any_residue: bool = False) -> None:
         self._types = types
         self._any_residue = any_residue
+        self._magnitudes = Magnitudes()
 
     def find(self, tensor: gs.Tensor) -> Staircase | None:
         """The staircase that the tensor is; None if it is none, or none that the graph shows."""
@@ -88,7 +90,7 @@ class Staircases:
         node = producer(tensor)
         if node is None or node.domain:
             return None
-        found = (kept for kept, r, cancels in _residues(node) if cancels or self._residue_size(r, None) is not None)
+        found = (kept for kept, r, cancels in _residues(node) if self._residue_size(r, None, cancels) is not None)
         return next(found, None)
 
     def _find(self, tensor: gs.Tensor, depth: int, known: dict[int, Staircase | None]) -> Staircase | None:
@@ -106,7 +108,7 @@ class Staircases:
             return None
         for kept, residue, cancels in _residues(node):
             found = self._find(kept, depth, known)
-            size = 0.0 if cancels else None if found is None else self._residue_size(residue, found.x)
+            size = None if found is None else self._residue_size(residue, found.x, cancels)
             if found is not None and size is not None:
                 larger = not _fits_into(residue, found.x)
                 return replace(found, residue=max(found.residue, size), expanded=found.expanded or larger)
@@ -154,8 +156,10 @@ class Staircases:
                 return None
         return None
 
-    def _residue_size(self, residue: gs.Tensor, x: gs.Tensor | None) -> float | None:
-        """How large R gets, if that is small enough to be taken off."""
+    def _residue_size(self, residue: gs.Tensor, x: gs.Tensor | None, cancels: bool) -> float | None:
+        """How large R gets, if that is small enough to be taken off; R - R is 0 unless R is infinite."""
+        if cancels and not self._magnitudes.may_be_infinite(residue):
+            return 0.0
         low, high = bounds(residue)
         size = max(-low, high)
         if not size <= RESIDUE_BOUND and x is not None:
