@@ -22,7 +22,7 @@ import click
 import numpy as np
 import onnx
 from int8 import int8
-from synthetic import Network
+from synthetic import Array, Network
 
 IMAGE, CLASSES = 224, 1000
 CALIBRATION_IMAGES = 8
@@ -197,10 +197,14 @@ def mobilenet_v1() -> onnx.ModelProto:
     return net.classified(x, inputs)
 
 
+def images() -> Array:
+    """What int8 is calibrated on: standard normal numbers, float32 [8, 3, 224, 224]."""
+    return np.random.default_rng(1).standard_normal((CALIBRATION_IMAGES, 3, IMAGE, IMAGE), np.float32)
+
+
 def quantized(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The float network in int8, calibrated on standard normal images."""
-    rng = np.random.default_rng(1)
-    return int8(model, (rng.standard_normal((1, 3, IMAGE, IMAGE), np.float32) for _ in range(CALIBRATION_IMAGES)))
+    """The float network in int8, calibrated on those images."""
+    return int8(model, (image[None] for image in images()))
 
 
 NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {

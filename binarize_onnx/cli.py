@@ -241,7 +241,7 @@ def counting(command: Command) -> Command:
         type=MODEL,
         metavar="FILE.npz",
         help="Samples, as verify reads them: run IN on these and report for how many values each Sign gave 0, where "
-        "the graph does not show that it never does. What is converted does not depend on them.",
+        "the graph does not show that it never does. What is converted depends on them with --edges int8 alone.",
     )(command)
 
 
@@ -320,6 +320,14 @@ def inspect(
     show_default=True,
     help="ideal: the graph of plain ±1 floats that the compiled one equals bit for bit, for other tools and viewers.",
 )
+@click.option(
+    "--edges",
+    type=click.Choice(["float", "int8"]),
+    default="float",
+    show_default=True,
+    help="int8: quantize the layers that stay float, by onnxruntime's static quantization on --calibration-data. "
+    "Faster, but the outputs are no longer those of IN: the report says how far they move. Binary layers stay exact.",
+)
 @click.option("--allow-unchanged", is_flag=True, help="If no layer is binary, write IN as it is and exit with 0.")
 @click.option("--use-external-data-format", is_flag=True, help="Store large tensors in a file beside OUT.")
 @click.option("--dry-run", is_flag=True, help="Report and check the gates, but write no file at all.")
@@ -366,7 +374,8 @@ def convert(
     and so does a binary layer that bits would make clearly slower (--slow-layers). A float network has no such layers:
     it must be trained with binary weights and activations first (exit 4).
 
-    OUT appears whole or not at all, and is the same, byte for byte, for the same IN, options and version.
+    OUT appears whole or not at all, and is the same, byte for byte, for the same IN, options and version; with
+    --edges int8 also for the same data, onnxruntime and processor.
 
     If a gate (--min-binary-macs, --max-size, --max-sign-zeros) fails, OUT is not written, reports are, and the exit
     code is 1.

@@ -19,6 +19,7 @@ from binarize_onnx import checks, cost, foreign, fused, io, opset, shapes, slow_
 from binarize_onnx.errors import ModelError, NothingMatched, UsageError
 from binarize_onnx.gain import REFERENCE, TARGETS, Sizes, Target
 from binarize_onnx.passes.base import Context, tidy
+from binarize_onnx.passes.concat_parts import ConcatParts
 from binarize_onnx.passes.depth_to_space_on_bits import DepthToSpaceOnBits
 from binarize_onnx.passes.flatten_on_bits import FlattenOnBits
 from binarize_onnx.passes.fold_constants import FoldConstants
@@ -36,6 +37,7 @@ from binarize_onnx.passes.prove_sign_zero import zero_cannot_occur
 from binarize_onnx.passes.recognise_layers import LAYER_OPS, MODERATE, STRICT, Filter, RecogniseLayers, Tolerance
 from binarize_onnx.passes.run_time_threshold import RunTimeThreshold
 from binarize_onnx.passes.signs import Sign
+from binarize_onnx.passes.spell_out_prelu import SpellOutPRelu
 from binarize_onnx.passes.stack_filters import StackFilters
 from binarize_onnx.passes.stack_terms import StackTerms
 from binarize_onnx.passes.transposed_conv import TransposedConv
@@ -44,7 +46,7 @@ from binarize_onnx.report import Layer, Report, SignSite, Summary
 from binarize_onnx.slow_layers import Judge
 
 if TYPE_CHECKING:  # it runs models, and what runs models imports this module
-    from binarize_onnx.sign_zeros import CalibrationData
+    from binarize_onnx.calibration import CalibrationData
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Config:
         op_types_to_exclude: operator types to leave float.
         input_shapes: fixed shapes of graph inputs, by name, for what the model leaves open.
         map_ops: what operators of other domains are, `domain::Op` to `sign` (of the first input, 0 to +1).
+        edges: what the layers become that stay float: `float` leaves them as they are, `int8` quantizes them by what
+            `calibration_data` shows. Then the outputs are no longer the source's; binary layers are as exact as ever.
         allow_unchanged: return the source as it is instead of raising when nothing in it is binary.
     """
 
@@ -79,6 +83,7 @@ class Config:
     op_types_to_exclude: tuple[str, ...] = ()
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     map_ops: Mapping[str, str] = field(default_factory=dict)
+    edges: Literal["float", "int8"] = "float"
     allow_unchanged: bool = False
 
     def __post_init__(self) -> None:
@@ -89,6 +94,10 @@ class Config:
             raise UsageError(f"match is {self.match!r};", fix="it is 'strict' or 'moderate'.")
         if self.emit not in ("compiled", "ideal"):
             raise UsageError(f"emit is {self.emit!r};", fix="it is 'compiled' or 'ideal'.")
+        if self.edges not in ("float", "int8"):
+            raise UsageError(f"edges is {self.edges!r};", fix="it is 'float' or 'int8'.")
+        if self.edges == "int8" and self.emit == "ideal":
+            raise UsageError("an ideal graph has float edges:", fix="give emit='ideal' or edges='int8', not both.")
         if self.slow_layers not in ("keep", "convert"):
             raise UsageError(f"slow_layers is {self.slow_layers!r};", fix="it is 'keep' or 'convert'.")
         if self.target not in TARGETS:
@@ -120,6 +129,7 @@ class Config:
                 "op_types_to_exclude": list(self.op_types_to_exclude),
                 "input_shapes": {name: list(shape) for name, shape in self.input_shapes.items()},
                 "map_ops": dict(self.map_ops),
+                "edges": self.edges,
             },
             sort_keys=True,
         )
@@ -139,6 +149,7 @@ class Config:
             op_types_to_exclude=tuple(options["op_types_to_exclude"]),
             input_shapes={name: tuple(shape) for name, shape in options["input_shapes"].items()},
             map_ops=options.get("map_ops", {}),  # files of earlier versions have none
+            edges=options.get("edges", "float"),
         )
 
 
@@ -159,8 +170,9 @@ def convert(
         model: path, serialized bytes or ModelProto of the source.
         config: see `Config`.
         calibration_data: samples on which the report counts how often a three-valued sign sees 0: arrays by input
-            name, a file of them as `verify` reads it, or an onnxruntime `CalibrationDataReader`. The converted model
-            does not depend on them.
+            name, a file of them as `verify` reads it, or an onnxruntime `CalibrationDataReader`. With
+            `Config(edges="int8")` they also say what ranges the activations at the edges have; otherwise the converted
+            model does not depend on them.
 
     Returns:
         The converted model (it runs in plain onnxruntime, and fast with our library registered) and its report.
@@ -168,13 +180,34 @@ def convert(
     Raises:
         ModelError: the model or the data cannot be read, its opset cannot be converted, or the data does not fit it.
         NothingMatched: no layer is binary, and `allow_unchanged` is not set.
+        UsageError: int8 edges are wanted, and there is no data.
+        RuntimeUnavailable: something is to run on the data, and what runs or quantizes it is missing.
     """
     config = config or Config()
     source = io.read(model)
+    if config.edges == "int8":
+        calibration_data = _required(calibration_data)
     compilation = _compile(source, config, calibration_data)
     if compilation.binary_layers == 0 and not config.allow_unchanged:
         raise NothingMatched(_nothing_matched(compilation.report))
-    return Result(compilation.model, compilation.report)
+    converted, report = compilation.model, compilation.report
+    if config.edges == "int8" and compilation.binary_layers and calibration_data is not None:
+        from binarize_onnx import int8_edges  # it runs models, as what counts zeros does
+
+        converted, names, effects = int8_edges.quantize(converted, calibration_data)
+        report.add_int8(names, effects, io.byte_size(converted))
+    return Result(converted, report)
+
+
+def _required(data: CalibrationData | None) -> CalibrationData:
+    """The data that int8 edges need, in a form that can be read for the zeros of signs as well."""
+    if data is None:
+        raise UsageError(
+            "int8 edges need samples to calibrate on:", fix="give --calibration-data (`calibration_data` in Python)."
+        )
+    from binarize_onnx.calibration import replayed
+
+    return replayed(data)
 
 
 def inspect(
@@ -370,6 +403,7 @@ def lower(context: Context) -> None:
     LevelLast(context).run()
     TransposedConv(context).run()
     LowerLayers(context).run()
+    ConcatParts(context).run()  # before PackSign climbs: it meets flat Concats, and shortcuts that an epilogue can add
     climbing = True
     while climbing:  # each of these can uncover a site for the others; what is shared is pooled and fused once
         passes = (SharePacks, FoldThreshold, RunTimeThreshold, PoolOnBits, FlattenOnBits, DepthToSpaceOnBits, MoveWords)
@@ -380,6 +414,7 @@ def lower(context: Context) -> None:
         FuseEpilogue(context).run()
         fusing = StackFilters(context).run()  # behind the layers that it joins there are steps to fuse again
     FuseBits(context).run()
+    SpellOutPRelu(context).run()  # last: an epilogue takes it as one node
 
 
 def _name_layers(context: Context) -> list[Layer]:

@@ -167,6 +167,11 @@ class Code(str, Enum):
         "The options of the call leave it out.",
         "See `--nodes-to-exclude`, `--nodes-to-quantize` and `--op-types-to-exclude`.",
     )
+    INT8_EDGE = (
+        "int8-edge",
+        "It stayed float and was quantized to int8 (`--edges int8`): the outputs are no longer those of the source.",
+        "The sentence says what keeps it from being binary.",
+    )
     IN_SUBGRAPH = (
         "in-subgraph",
         "It is inside another node whose body stays as it is: not If, Loop or Scan, or one that cannot stand alone.",

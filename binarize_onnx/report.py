@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any, Literal
 
 from binarize_onnx.gates import Gate, at_least, at_most, percent
@@ -16,7 +18,8 @@ class Layer:
     Attributes:
         name: the node's name, or its first output where the exporter gave it none.
         op: the ONNX operator.
-        status: `binary` if it runs (or, for `inspect`, would run) on bits; otherwise `float`.
+        status: `binary` if it runs (or, for `inspect`, would run) on bits; `int8` if what stayed float was quantized;
+            otherwise `float`.
         code: why, for machines: one of `reasons.Code`.
         reason: what made it binary and what was fused into it, or why it stays float and what would change that.
         macs: multiply-accumulates for one sample; None where the shapes are unknown.
@@ -28,7 +31,7 @@ class Layer:
 
     name: str
     op: str
-    status: Literal["binary", "float"]
+    status: Literal["binary", "float", "int8"]
     code: Code
     reason: str
     macs: int | None
@@ -61,8 +64,8 @@ class SignSite:
 class Summary:
     """Totals over the layers; MACs, operations and bytes are for one sample and one file.
 
-    `gain` is that of all layers with known sizes together, float ones included, on `target`; None if no binary layer
-    has known sizes.
+    Layers of int8 edges count among those that are float. `gain` is that of all layers with known sizes together, float
+    ones included, on `target`; None if no binary layer has known sizes.
     """
 
     binary_layers: int
@@ -83,6 +86,28 @@ class Summary:
 
 
 @dataclass
+class EdgeEffect:
+    """What int8 edges do to one output, on the samples that they were calibrated on.
+
+    Attributes:
+        output: its name.
+        samples: how many there were.
+        max_diff: the largest absolute difference from the same model with float edges.
+        agreement: the share of samples that keep their class; None if the output is not [samples, classes].
+    """
+
+    output: str
+    samples: int
+    max_diff: float
+    agreement: float | None
+
+    def __str__(self) -> str:
+        """The effect in words."""
+        kept = "" if self.agreement is None else f"; {percent(self.agreement)} keep their class"
+        return f"`{self.output}` moves by up to {self.max_diff:.3g} on {self.samples} samples{kept}"
+
+
+@dataclass
 class Report:
     """Everything `convert` and `inspect` have to say about a model."""
 
@@ -90,12 +115,26 @@ class Report:
     summary: Summary
     signs: list[SignSite] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    int8: list[EdgeEffect] = field(default_factory=list)
+
+    def add_int8(self, names: Iterable[str], effects: list[EdgeEffect], bytes_after: int) -> None:
+        """These layers are int8 now, with this effect and size of the model."""
+        quantized = set(names)
+        for layer in self.layers:
+            if layer.name in quantized:
+                layer.status, layer.code = "int8", Code.INT8_EDGE
+                layer.reason += "; quantized by onnxruntime, with ranges from the data given"
+        self.int8, self.summary.bytes_after = effects, bytes_after
+        if not quantized:
+            self.notes.append("--edges int8: no float layer with constant weights is left to quantize")
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON types: `layers`, `summary`, `signs`, `notes`."""
+        """The report as plain JSON types: `layers`, `summary`, `signs`, `notes`, `int8`."""
         found = asdict(self)
         for layer in found["layers"]:
             layer["code"] = str(layer["code"])
+        for effect in found["int8"]:
+            effect["max_diff"] = effect["max_diff"] if isfinite(effect["max_diff"]) else None
         return found
 
     def gates(
@@ -169,6 +208,7 @@ class Report:
             *self._gain(),
             ("file size", f"{shown_size(s.bytes_before)} -> {shown_size(s.bytes_after)}{smaller}"),
         ]
+        pairs += [("int8 edges", f"{effect}; outputs are no longer those of the source") for effect in self.int8]
         taken = [x for x in self.signs if x.zero != "proved"]
         if taken:
             signs = f"{len(taken)} of {len(self.signs)} signs"

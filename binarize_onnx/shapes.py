@@ -20,6 +20,22 @@ SHAPE_KEEPING = frozenset(
 )
 SMALL = 1024  # initializers up to this many elements may be shapes or axes, so inference gets to see them
 LONGEST_VALUE = 1 << 16  # elements of a value that inference may follow: far more than any shape has
+# Operators whose values inference does not follow, whatever it knows of their inputs.
+UNFOLLOWED = frozenset(
+    {
+        "AveragePool",
+        "BatchNormalization",
+        "Conv",
+        "ConvTranspose",
+        "Gemm",
+        "GlobalAveragePool",
+        "MatMul",
+        "MaxPool",
+        "PRelu",
+        "Relu",
+        "Sign",
+    }
+)
 MOST_AXES = 8  # elements of a shape, which is what a tensor of unknown values may hold
 # Open dimensions get primes of their own, from here on, that no real network uses; behind the first axis multiplied, so
 # that image sizes stay divisible by the usual strides.
@@ -120,13 +136,22 @@ def _known(node: onnx.NodeProto) -> onnx.NodeProto:
 def _long_concats(model: onnx.ModelProto) -> set[str]:
     """Outputs of Concat nodes that may make long constants: inference, which follows values, would make them too.
 
-    Forty nodes that concatenate a tensor with itself are a terabyte.
+    Forty nodes that concatenate a tensor with itself are a terabyte. What depends on an input, or on an operator whose
+    values inference never follows, has no values: a DenseNet may concatenate as often as it likes.
     """
     sizes = {t.name: size for t in model.graph.initializer if (size := prod(t.dims)) <= SMALL}
     long: set[str] = set()
     for node in model.graph.node:
-        given = [sizes.get(name, MOST_AXES) for name in node.input]
-        size = sum(given) if node.op_type == "Concat" else max(given, default=MOST_AXES)
+        given = [sizes.get(name) for name in node.input if name]
+        followed = [size for size in given if size is not None]
+        if node.op_type == "Shape":
+            size = MOST_AXES
+        elif node.op_type in UNFOLLOWED or len(followed) < len(given):
+            continue
+        elif node.op_type == "Concat":
+            size = sum(followed)
+        else:
+            size = max(followed, default=MOST_AXES)
         if node.op_type == "Concat" and size > LONGEST_VALUE:
             long.update(node.output)
             size = MOST_AXES

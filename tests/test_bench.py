@@ -22,6 +22,7 @@ from binarize_onnx.bench import layers, profile, timing
 from binarize_onnx.bench import run as running
 from binarize_onnx.bench.results import BODIES, KERNELS, PLAIN, LayerRow, LayerTable, Machine, Row
 from binarize_onnx.errors import BinarizeError, GateFailed, ModelError, UsageError
+from binarize_onnx.report import shown_size
 
 DEMO = Path(binarize_onnx.__file__).parent / "data" / "demo.onnx"
 SECONDS = 0.02
@@ -414,7 +415,7 @@ def test_text_and_json_say_the_same(found: bench.Benchmark) -> None:
         f"{found.machine.isa} kernels",
         "batch 1",
         "function bodies",
-        "62.3 kB",
+        shown_size(found.rows[1].size),
     ):
         assert word in text
 

@@ -18,6 +18,7 @@ import pytest
 
 from binarize_onnx import io, opset, shapes
 from binarize_onnx.passes.base import Context, Pass, tidy
+from binarize_onnx.passes.concat_parts import ConcatParts
 from binarize_onnx.passes.depth_to_space_on_bits import DepthToSpaceOnBits
 from binarize_onnx.passes.flatten_on_bits import FlattenOnBits
 from binarize_onnx.passes.fold_constants import FoldConstants
@@ -33,6 +34,7 @@ from binarize_onnx.passes.one_dimension import OneDimension
 from binarize_onnx.passes.pool_on_bits import PoolOnBits
 from binarize_onnx.passes.recognise_layers import Filter, RecogniseLayers
 from binarize_onnx.passes.run_time_threshold import RunTimeThreshold
+from binarize_onnx.passes.spell_out_prelu import SpellOutPRelu
 from binarize_onnx.passes.stack_filters import StackFilters
 from binarize_onnx.passes.stack_terms import StackTerms
 from binarize_onnx.passes.transposed_conv import TransposedConv
@@ -46,6 +48,7 @@ if ONNX_VERSION < (1, 23):
 GOLDEN = Path(__file__).parent / "golden"
 
 PASSES: dict[str, Callable[[Context], Pass[Any]]] = {
+    "ConcatParts": ConcatParts,
     "DepthToSpaceOnBits": DepthToSpaceOnBits,
     "FlattenOnBits": FlattenOnBits,
     "FoldConstants": FoldConstants,
@@ -62,6 +65,7 @@ PASSES: dict[str, Callable[[Context], Pass[Any]]] = {
     "RecogniseLayers": lambda context: RecogniseLayers(context, Filter()),
     "RunTimeThreshold": RunTimeThreshold,
     "SharePacks": SharePacks,
+    "SpellOutPRelu": SpellOutPRelu,
     "StackFilters": StackFilters,
     "StackTerms": StackTerms,
     "TransposedConv": TransposedConv,

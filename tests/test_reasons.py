@@ -89,6 +89,11 @@ def sequence_map() -> onnx.ModelProto:
     return network(nodes, IMAGE, {"y": 4}, W)
 
 
+def float_tail() -> onnx.ModelProto:
+    nodes = [*sign("x", "s"), node("Conv", "s w", "y0", "other"), node("Conv", "y0 k", "y", "layer")]
+    return network(nodes, {"x": ["N", 8, "H", "W"]}, {"y": 4}, {**W, "k": REAL})
+
+
 def unused() -> onnx.ModelProto:
     nodes = [*sign("x", "s"), node("Conv", "s w", "y", "other"), node("Conv", "s v", "z", "layer")]
     return network(nodes, IMAGE, {"y": 4}, W)
@@ -168,6 +173,7 @@ EXAMPLES: list[tuple[Code, Callable[[], onnx.ModelProto], Config]] = [
     (Code.CEIL_MODE, ceil_mode, Config()),
     (Code.SUM_TOO_LONG, lambda: levels(4096, 4096), Config()),
     (Code.EXCLUDED, conv, Config(nodes_to_exclude=("layer",))),
+    (Code.INT8_EDGE, float_tail, Config(edges="int8")),
     (Code.IN_SUBGRAPH, sequence_map, Config()),
     (Code.UNUSED, unused, Config()),
     (Code.UNSUPPORTED_MODEL, old_opset, Config()),
@@ -175,7 +181,8 @@ EXAMPLES: list[tuple[Code, Callable[[], onnx.ModelProto], Config]] = [
 
 
 def report_of(model: onnx.ModelProto, config: Config) -> Report:
-    return convert(model, Config(**{**config.__dict__, "allow_unchanged": True})).report
+    data = {"x": np.zeros((2, 8, 4, 4), np.float32)} if config.edges == "int8" else None
+    return convert(model, Config(**{**config.__dict__, "allow_unchanged": True}), calibration_data=data).report
 
 
 def layer_of(report: Report) -> Layer:
@@ -187,7 +194,8 @@ def layer_of(report: Report) -> Layer:
 def test_every_code_happens(code: Code, make: Callable[[], onnx.ModelProto], config: Config) -> None:
     layer = layer_of(report_of(make(), config))
     assert layer.code is code, layer.reason
-    assert layer.status == ("binary" if code in (Code.BINARY, Code.ALREADY_COMPILED) else "float")
+    runs_as = {Code.BINARY: "binary", Code.ALREADY_COMPILED: "binary", Code.INT8_EDGE: "int8"}
+    assert layer.status == runs_as.get(code, "float")
     assert layer.reason
 
 
@@ -256,7 +264,7 @@ PUBLISHED = (
     "binary already-compiled float-layer float-weights input-not-sign sign-zero mixed-signs pad-value threshold-shape "
     "weights-not-constant weights-on-left weights-not-finite not-float32 bias-not-constant bias-per-row depthwise "
     "unsupported-op unsupported-rank unsupported-attribute invalid-attribute dynamic-shape ceil-mode sum-too-long "
-    "excluded in-subgraph unused unsupported-model"
+    "excluded in-subgraph unused unsupported-model int8-edge"
 )
 
 

@@ -62,6 +62,31 @@ def test_shortcut_with_repeated_channels(repeat: str, seed: int) -> None:
     assert kinds(graph) == ["PackSign", "XnorConv" if convolution else "XnorMatMul"]
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_growing_and_improving(seed: int) -> None:
+    """MeliusNet: layers append channels, and add to the last ones; no float is copied for it inside a stage."""
+    b = Ideal(seed)
+    channels, growth = b.pick(32, 40, 64), b.pick(32, 32, 33)
+    x = b.input(2, channels, 5, 6)
+    for _ in range(b.pick(1, 2, 3)):
+        new = layer(b, b.binary(x, b.floats(channels, 1, 1)), channels, growth, True)
+        x, channels = b.node("Concat", x, new, axis=b.pick(1, -3)), channels + growth
+        better = layer(b, b.binary(x, b.floats(channels, 1, 1)), channels, growth, True)
+        border, axis = b.ints(b.pick(-growth, channels - growth)), b.ints(b.pick(1, -3))
+        old = b.node("Slice", x, border, b.ints(b.pick(channels, 2**62)), axis)
+        kept = b.node("Slice", x, b.ints(0), border, axis, b.ints(1))
+        x = b.node("Concat", kept, b.node("Add", *b.pick((old, better), (better, old))), axis=1)
+    again = layer(b, b.binary(x), channels, 7, True)
+    graph = b.check(*((again, x) if b.chance(0.3) else (again,)), rank=4, lacks=("Slice", "Add"))
+    floats = [
+        n
+        for n in graph.node
+        if n.op_type == "Concat" and not n.input[0].endswith((".bits", ".1", ".2", ".3", ".4", ".5"))
+    ]
+    if growth == 32 and channels % 32 == 0 and len(graph.output) == 1:
+        assert not floats
+
+
 @pytest.mark.skipif(not SHAPES_BEHIND_LEVEL, reason="this onnx infers no shape behind a Level")
 @pytest.mark.parametrize("seed", range(60))
 def test_levels_behind_a_chain(seed: int) -> None:
@@ -108,3 +133,44 @@ def test_every_layer_is_accounted_for() -> None:
     assert reasons["Conv_5"].endswith("computed together with `Conv_1`")
     assert "its filters stand beside" in reasons["Conv_1"]
     assert result.report.summary.binary_layers == 5
+
+
+def test_many_layers_that_grow_have_shapes() -> None:
+    """However often channels are concatenated, no float step is left."""
+    b = Ideal(0)
+    x, channels = b.input(1, 32, 2, 2), 32
+    for _ in range(18):
+        x, channels = b.node("Concat", x, layer(b, b.binary(x), channels, 32, True), axis=1), channels + 32
+    graph = b.check(layer(b, b.binary(x), channels, 7, True), rank=4)
+    assert set(kinds(graph)) == {"PackSign", "XnorConv", "Concat"}
+
+
+SLOPES = [(1.0, 0.25, 1e-30, np.nextafter(np.float32(1), np.float32(0))), (0.0, 0.5, 1.0, 0.25), (0.5, 3.0, 1.0, 2.0)]
+
+
+@pytest.mark.parametrize("slopes", SLOPES)
+def test_prelu_in_other_operators_keeps_every_bit(slopes: tuple[float, ...]) -> None:
+    """A PRelu that no epilogue takes, because two layers read what is in front of it."""
+    tiny, huge = np.finfo(np.float32).smallest_subnormal, np.finfo(np.float32).max
+    special = np.asarray([0.0, 1.0, tiny, 3e-38, 1e-20, 1.5, huge, np.inf], np.float32)
+    b = Ideal(0)
+    x = b.input(1, 4, 2, 8, values=np.broadcast_to(np.stack([special, -special]), (1, 4, 2, 8)).copy())
+    y = b.node("PRelu", x, b.constant(np.asarray(slopes).reshape(4, 1, 1)))
+    b.check(y, layer(b, b.binary(y), 4, 5, True), rank=4, lacks=("PRelu",))
+
+
+def test_a_relu_in_front_of_a_sign_and_a_shortcut_stays() -> None:
+    """onnxruntime fuses it with the float stem; a PRelu it would compute element by element."""
+    b = Builder(np.random.default_rng(0))
+    x = b.node("Relu", b.node("Conv", "x", b.constant(b.floats(8, 3, 3, 3)), pads=[1, 1, 1, 1]))
+    y = b.node("Conv", b.node("Sign", x), b.constant(b.signs(8, 8, 1, 1)))
+    y = b.node("Relu", b.node("Add", y, x))
+    graph = helper.make_graph(
+        b.nodes,
+        "relu",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 4, 4])],
+        [helper.make_tensor_value_info(y, TensorProto.FLOAT, None)],
+        b.initializers,
+    )
+    converted = convert(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)).model
+    assert kinds(converted.graph) == ["Conv", "Relu", "PackSign", "XnorConv"]

@@ -21,7 +21,7 @@ def measure(settings: Settings) -> Found:
     """A process a network."""
     found: list[Found] = []
     for race in RACES[: 1 if settings.quick else None]:
-        files = {race.title: compiled_file(race.binary, settings.folder)}
+        files = {race.title: compiled_file(race, settings.folder)}
         files[race.replaced_title] = network_file(race.replaced, settings.folder)
         if not settings.quick:
             files[f"{race.replaced_title} int8"] = network_file(f"{race.replaced}-int8", settings.folder)

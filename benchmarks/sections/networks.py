@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import onnx
 import whole_networks
@@ -13,31 +14,38 @@ from process import in_process, progress
 from settings import Found, Settings
 from tables import Table, times
 
-from binarize_onnx import convert
+from binarize_onnx import Config, convert
 from sections.layers import ORT_FLOAT, ORT_INT8, OURS, OV_FLOAT, OV_INT8, against_peers, faster_peer, threads_in_words
 
 MEANING = (
     "An image of 224 x 224 in, 1000 classes out, float32, batch 1; random weights (`benchmarks/whole_networks.py`). "
     "Microseconds, medians; behind each peer how many times faster the binary network is than the float or int8 one "
     "that it replaces. The first and the last layer of every binary network and the 1x1 shortcuts of Bi-Real-18 are "
-    "float, as published. int8 is onnxruntime's static quantization of the float network, in both runtimes."
+    "float, as published; in the rows with int8 edges, `convert --edges int8` has quantized them. The peers' int8 is "
+    "onnxruntime's static quantization of the float network, in both runtimes."
 )
 
 
 @dataclass(frozen=True)
 class Race:
-    """A binary network and the float one that it replaces, both of `whole_networks`."""
+    """A binary network and the float one that it replaces, both of `whole_networks`.
+
+    `edges` is what `convert --edges` makes of the layers that stay float.
+    """
 
     title: str
     binary: str
     replaced: str
     replaced_title: str
+    edges: Literal["float", "int8"] = "float"
 
 
 RACES = (
     Race("Bi-Real-18", "bi-real-18", "resnet-18", "ResNet-18"),
+    Race("Bi-Real-18, int8 edges", "bi-real-18", "resnet-18", "ResNet-18", "int8"),
     Race("Bi-Real-18's plan, W1A4", "w1a4-18", "resnet-18", "ResNet-18"),
     Race("ReActNet-A", "reactnet-a", "mobilenet-v1", "MobileNetV1"),
+    Race("ReActNet-A, int8 edges", "reactnet-a", "mobilenet-v1", "MobileNetV1", "int8"),
 )
 
 
@@ -61,7 +69,7 @@ def run(index: int, folder: str, quick: bool, threads: int, rounds: int) -> Foun
     """One race, in this process."""
     race = RACES[index]
     progress(f"  {race.title}, {threads} thread(s)")
-    ours = onnx.load(compiled_file(race.binary, Path(folder)))
+    ours = onnx.load(compiled_file(race, Path(folder)))
     replaced = onnx.load(network_file(race.replaced, Path(folder)))
     calls: dict[str, Call] = {OURS: onnxruntime.call(ours, threads), ORT_FLOAT: onnxruntime.call(replaced, threads)}
     if not quick:
@@ -80,11 +88,13 @@ def network_file(name: str, folder: Path) -> Path:
     return path
 
 
-def compiled_file(name: str, folder: Path) -> Path:
-    """What our compiler makes of it."""
-    path = folder / f"{name}.bin.onnx"
+def compiled_file(race: Race, folder: Path) -> Path:
+    """What our compiler makes of the binary network."""
+    path = folder / f"{race.binary}.{race.edges}.bin.onnx"
     if not path.exists():
-        onnx.save(convert(str(network_file(name, folder))).model, path)
+        samples = {"x": whole_networks.images()} if race.edges == "int8" else None
+        source = str(network_file(race.binary, folder))
+        onnx.save(convert(source, Config(edges=race.edges), calibration_data=samples).model, path)
     return path
 
 

@@ -24,7 +24,7 @@ def measure(settings: Settings) -> Found:
     """Sessions in turns; then the compiler, a process a run."""
     sessions, sources = {}, []
     for race in RACES[: 1 if settings.quick else None]:
-        sessions[race.title] = str(compiled_file(race.binary, settings.folder))
+        sessions[race.title] = str(compiled_file(race, settings.folder))
         sessions[race.replaced_title] = str(network_file(race.replaced, settings.folder))
         if not settings.quick:
             sessions[f"{race.replaced_title} int8"] = str(network_file(f"{race.replaced}-int8", settings.folder))

@@ -4,7 +4,7 @@
     Sub(x, c)                    ->  Add(x, -c)
     Div(x, c)                    ->  Mul(x, 1 / c)           c a power of two
     Neg(x)                       ->  Mul(x, -1)
-    Relu(x), LeakyRelu(x)        ->  PRelu(x, slope)         a Relu only where the file makes no infinities
+    Relu(x), LeakyRelu(x)        ->  PRelu(x, slope)         a Relu only behind a binary layer, and of finite values
     PRelu(x, slope)              ->  Where(x > 0, x, Mul(x, slope))     where a slope is negative
     Mul(Add(acc, c), s)          ->  Add(Mul(acc, s), c * s) acc an exact accumulator, c whole, s a power of two;
                                                              also with Sub and Div
@@ -69,7 +69,8 @@ class IdealAffine(Pass[Steps]):
 
     def run(self) -> bool:
         """Find the steps that touch bits, then rewrite those."""
-        self._touching = _touching_bits(self.context)
+        self._behind = _behind_layers(self.context)
+        self._touching = self._behind | _before_signs(self.context)
         self._magnitudes = Magnitudes()
         return super().run()
 
@@ -86,7 +87,8 @@ class IdealAffine(Pass[Steps]):
         if node.op == "Neg":
             return Steps(node, x, [("Mul", np.asarray(-1, np.float32))])
         if node.op == "Relu":
-            if self._magnitudes.may_be_infinite(x):  # 0 * infinity is NaN
+            # Thresholds take a Relu as it is, and so do float layers; with slope 0, infinity would become NaN.
+            if node.outputs[0].name not in self._behind or self._magnitudes.may_be_infinite(x):
                 return None
             return Steps(node, x, [("PRelu", np.zeros(1, np.float32))])
         if node.op == "LeakyRelu":
@@ -122,19 +124,10 @@ class IdealAffine(Pass[Steps]):
             hint = f"{output.name}.{HINTS[op]}"
             constant = self.context.constant(hint, values)
             if op == "Where":
-                self._insert_select(current, constant, result)
+                insert_select(self.context, current, constant, result)
             else:
                 self.context.insert(op, [current, constant], [result])
             current = result
-
-    def _insert_select(self, x: gs.Tensor, slope: gs.Constant, result: gs.Tensor) -> None:
-        """result = x > 0 ? x : x * slope, a node for each."""
-        zero = self.context.constant("zero", np.zeros((), np.float32))
-        positive = self.context.variable(f"{result.name}.positive", like=x, dtype=np.bool_)
-        scaled = self.context.variable(f"{result.name}.scaled", like=x)
-        self.context.insert("Greater", [x, zero], [positive])
-        self.context.insert("Mul", [x, slope], [scaled])
-        self.context.insert("Where", [positive, x, scaled], [result])
 
     def _match_batchnorm(self, node: gs.Node) -> Steps | None:
         used_outputs = [t for t in node.outputs[1:] if not t.is_empty()]
@@ -183,6 +176,16 @@ class IdealAffine(Pass[Steps]):
         return Steps(node, acc, [("Mul", scale), ("Add", (c * scale).astype(np.float32))])
 
 
+def insert_select(context: Context, x: gs.Tensor, slope: gs.Tensor, result: gs.Tensor) -> None:
+    """result = x > 0 ? x : x * slope, a node for each."""
+    zero = context.constant("zero", np.zeros((), np.float32))
+    positive = context.variable(f"{result.name}.positive", like=x, dtype=np.bool_)
+    scaled = context.variable(f"{result.name}.scaled", like=x)
+    context.insert("Greater", [x, zero], [positive])
+    context.insert("Mul", [x, slope], [scaled])
+    context.insert("Where", [positive, x, scaled], [result])
+
+
 def _as_ideal(node: gs.Node, kind: str) -> tuple[gs.Tensor, Array] | None:
     """`(x, c)` of a node that is x * c or x / (1 / c) (kind Mul), or x + c or x - (-c) (kind Add); else None."""
     inverse = {"Mul": "Div", "Add": "Sub"}[kind]
@@ -222,8 +225,8 @@ def _position_after(step: gs.Node, position: int) -> int | None:
     return position if position <= len(ORDER) else None
 
 
-def _touching_bits(context: Context) -> set[str]:
-    """Names of the results of steps that an epilogue could take, and of steps between binary layers and signs."""
+def _behind_layers(context: Context) -> set[str]:
+    """Names of the results of steps that an epilogue could take."""
     found: set[str] = set()
     forward = [(t, 0) for node in context.graph.nodes if node.name in context.binary for t in node.outputs]
     while forward:
@@ -233,6 +236,12 @@ def _touching_bits(context: Context) -> set[str]:
             if after is not None and consumer.outputs[0].name not in found:
                 found.add(consumer.outputs[0].name)
                 forward.append((consumer.outputs[0], after))
+    return found
+
+
+def _before_signs(context: Context) -> set[str]:
+    """Names of the results of steps in front of signs, which thresholds could take."""
+    found: set[str] = set()
     backward = [node.inputs[0] for node in context.graph.nodes if node.op in opset.IDEAL_OPS]
     visited: set[str] = set()
     while backward:

@@ -28,7 +28,7 @@ from binarize_onnx.passes.ideal import accumulator_bound, low_value
 from binarize_onnx.passes.signs import match_sign
 
 MOST_ELEMENTS = 1 << 22  # of the constants of a chain, taken together
-_DEEPEST = 200
+_DEEPEST = 64  # tensors looked at for one sign: in a network that grows, every sign reads all parts before it
 _LARGEST = float(np.finfo(np.float32).max)
 
 # Rising, falling or constant in float32 whatever the constants are, as long as these are finite.
@@ -113,7 +113,7 @@ def zero_cannot_occur(sign: gs.Tensor, context: Context) -> bool:
         above = _above(tensor, chain, context)
         if above is None and not _end_avoids(tensor, chain, context):
             return False
-        waiting += above or []
+        waiting += (above or [])[::-1]  # the first part of a Concat first: where a float began it, that ends the search
     return False
 
 

@@ -198,7 +198,7 @@ def _options(source: io.Source, candidate: io.ModelLike | None, config: Config |
     recorded, notes = recorded_options(source, io.read(candidate))
     if recorded is None:
         raise ModelError(f"{notes[0]};", fix="leave it out, or give the file that it was made from.")
-    return recorded
+    return replace(recorded, edges="float")  # that int8 edges move the outputs is no failure
 
 
 def _failing_whole(

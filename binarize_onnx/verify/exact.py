@@ -7,7 +7,7 @@ both compute a tensor: the first difference in topological order names the node 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from onnx import NodeProto
 
 from binarize_onnx import bits
 from binarize_onnx.verify.arrays import Array, Arrays, same_bits
-from binarize_onnx.verify.graphs import is_sign, is_tensor, writers
+from binarize_onnx.verify.graphs import is_sign, is_tensor, without, writers
 from binarize_onnx.verify.results import Divergence, Exact
 from binarize_onnx.verify.session import Runner
 
@@ -30,9 +30,16 @@ class ExactCheck:
     Attributes:
         read_from_candidate: the inner tensors of the file that `compare` needs.
         found: the result so far.
+
+    Args:
+        ideal: the ideal graph of the source.
+        candidate: the file.
+        given: tensors that the ideal graph takes from the file instead of computing them: those of int8 edges.
     """
 
-    def __init__(self, ideal: onnx.ModelProto, candidate: onnx.ModelProto) -> None:
+    def __init__(self, ideal: onnx.ModelProto, candidate: onnx.ModelProto, given: Iterable[str] = ()) -> None:
+        self._given = sorted(given)
+        ideal = without(ideal, self._given)
         in_ideal, self._writers = writers(ideal), writers(candidate)
         packed = {name: words for name, node in in_ideal.items() if (words := self._words(name, node))}
         wanted = [name for name in in_ideal if name in self._writers or name in packed]
@@ -44,6 +51,7 @@ class ExactCheck:
         self.read_from_candidate = [
             *(name for name in self._order if name in self._writers),
             *dict.fromkeys(self._packed.values()),
+            *self._given,
         ]
         outputs = {out.name for out in candidate.graph.output}
         self._order += [name for name in self._ideal.types if name not in self._order and name in outputs]
@@ -55,7 +63,7 @@ class ExactCheck:
 
     def compare(self, feed: Mapping[str, Array], candidate: Arrays) -> None:
         """One batch: what both are fed with, and what the file computed."""
-        ideal = self._ideal.run(feed)
+        ideal = self._ideal.run({**feed, **{name: candidate[name] for name in self._given}})
         for position, name in enumerate(self._order[: self._first]):
             for kind, differs in self._differences(name, ideal[name], candidate):
                 if np.any(differs):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import NodeProto, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from binarize_onnx import opset, scopes
 
@@ -129,6 +129,19 @@ def pruned(model: onnx.ModelProto, wanted: Iterable[str]) -> onnx.ModelProto:
     return onnx.ModelProto(
         ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions, graph=graph
     )
+
+
+def without(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """The model with these float tensors among its inputs instead of computed; the model itself if there are none."""
+    if not names:
+        return model
+    cut = onnx.ModelProto()
+    cut.CopyFrom(model)
+    del cut.graph.node[:], cut.graph.output[:]
+    cut.graph.node.extend(node for node in model.graph.node if not set(names).intersection(node.output))
+    cut.graph.output.extend(out for out in model.graph.output if out.name not in names)
+    cut.graph.input.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    return cut
 
 
 def listed(names: Iterable[str]) -> str:
