@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from binarize_onnx.errors import BinarizeError, ModelError, UsageError, one_line
+from binarize_onnx.gain import REFERENCE, TARGETS
 from binarize_onnx.report import printable
 
 if TYPE_CHECKING:  # the packages behind these take longer to import than --help may take
@@ -207,6 +208,20 @@ def choosing(command: Command) -> Command:
             "straight-through residues of any size; the report notes each.",
         ),
         click.option(
+            "--target",
+            type=click.Choice(TARGETS),
+            default=REFERENCE,
+            show_default=True,
+            help="The instruction set for which gains are estimated, whatever this machine has.",
+        ),
+        click.option(
+            "--slow-layers",
+            type=click.Choice(["keep", "convert"]),
+            default="keep",
+            show_default=True,
+            help="Binary layers that bits are estimated to make clearly slower: keep them float, or convert them too.",
+        ),
+        click.option(
             "--sign-zero",
             type=click.Choice(["plus", "keep"]),
             default="plus",
@@ -270,8 +285,8 @@ def inspect(
     """Say what convert would do with every layer of IN, and why.
 
     Each convolution and matrix product is listed as binary or float with the reason and its code, its
-    multiply-accumulates, and the totals before and after. Nothing is converted; a model without binary layers is no
-    error here.
+    multiply-accumulates, an estimate of how many times faster bits are, and the totals before and after. Nothing is
+    converted; a model without binary layers is no error here.
 
     An ONNX Sign gives 0 for 0, which a bit cannot. Of every sign the report says whether that is proved never to
     happen, counted on --calibration-data, or assumed to be taken as +1.
@@ -346,9 +361,10 @@ def convert(
 ) -> None:
     """Convert the layers of IN that are binary already, exactly, and write OUT.
 
-    A layer is binary if its input comes from a sign and its weights have one magnitude in each output channel. It
-    then runs on bits, together with the scales, normalizations and activations around it. Everything else stays as it
-    is. A float network has no such layers: it must be trained with binary weights and activations first (exit 4).
+    A layer is binary if its input comes from a sign and its weights have one magnitude in each output channel. It then
+    runs on bits, together with the scales, normalizations and activations around it. Everything else stays as it is,
+    and so does a binary layer that bits would make clearly slower (--slow-layers). A float network has no such layers:
+    it must be trained with binary weights and activations first (exit 4).
 
     OUT appears whole or not at all, and is the same, byte for byte, for the same IN, options and version.
 

@@ -15,8 +15,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from binarize_onnx import checks, cost, foreign, fused, io, opset, shapes, stacked, subgraphs
+from binarize_onnx import checks, cost, foreign, fused, io, opset, shapes, slow_layers, stacked, subgraphs
 from binarize_onnx.errors import ModelError, NothingMatched, UsageError
+from binarize_onnx.gain import REFERENCE, TARGETS, Sizes, Target
 from binarize_onnx.passes.base import Context, tidy
 from binarize_onnx.passes.depth_to_space_on_bits import DepthToSpaceOnBits
 from binarize_onnx.passes.flatten_on_bits import FlattenOnBits
@@ -40,6 +41,7 @@ from binarize_onnx.passes.stack_terms import StackTerms
 from binarize_onnx.passes.transposed_conv import TransposedConv
 from binarize_onnx.reasons import Code
 from binarize_onnx.report import Layer, Report, SignSite, Summary
+from binarize_onnx.slow_layers import Judge
 
 if TYPE_CHECKING:  # it runs models, and what runs models imports this module
     from binarize_onnx.sign_zeros import CalibrationData
@@ -55,6 +57,10 @@ class Config:
         match: `strict` takes a layer for binary up to the rounding that exporters leave; `moderate` also takes weights
             whose magnitudes are 0.5 % apart, and straight-through residues without a bound, and notes both.
         emit: `compiled` for packed ops, `ideal` for the graph of ±1 floats that they must equal bit for bit.
+        slow_layers: `keep` leaves binary layers float that bits would make clearly slower, as far as can be estimated
+            from their sizes; `convert` converts them too.
+        target: the instruction set that gains are estimated for. Not that of the machine at hand: the same options give
+            the same file everywhere.
         nodes_to_exclude: regexes (whole match) of layer names to leave float.
         nodes_to_quantize: if given, regexes of the only layer names to convert.
         op_types_to_exclude: operator types to leave float.
@@ -66,6 +72,8 @@ class Config:
     sign_zero: Literal["plus", "keep"] = "plus"
     match: Literal["strict", "moderate"] = "strict"
     emit: Literal["compiled", "ideal"] = "compiled"
+    slow_layers: Literal["keep", "convert"] = "keep"
+    target: Target = REFERENCE
     nodes_to_exclude: tuple[str, ...] = ()
     nodes_to_quantize: tuple[str, ...] = ()
     op_types_to_exclude: tuple[str, ...] = ()
@@ -81,6 +89,10 @@ class Config:
             raise UsageError(f"match is {self.match!r};", fix="it is 'strict' or 'moderate'.")
         if self.emit not in ("compiled", "ideal"):
             raise UsageError(f"emit is {self.emit!r};", fix="it is 'compiled' or 'ideal'.")
+        if self.slow_layers not in ("keep", "convert"):
+            raise UsageError(f"slow_layers is {self.slow_layers!r};", fix="it is 'keep' or 'convert'.")
+        if self.target not in TARGETS:
+            raise UsageError(f"target is {self.target!r};", fix=f"it is one of {', '.join(TARGETS)}.")
         for name in ("nodes_to_exclude", "nodes_to_quantize", "op_types_to_exclude"):
             if isinstance(getattr(self, name), str):
                 raise UsageError(f"{name} is a string;", fix="give a list or tuple of them.")
@@ -101,6 +113,8 @@ class Config:
                 "sign_zero": self.sign_zero,
                 "match": self.match,
                 "emit": self.emit,
+                "slow_layers": self.slow_layers,
+                "target": self.target,
                 "nodes_to_exclude": list(self.nodes_to_exclude),
                 "nodes_to_quantize": list(self.nodes_to_quantize),
                 "op_types_to_exclude": list(self.op_types_to_exclude),
@@ -118,6 +132,8 @@ class Config:
             sign_zero=options["sign_zero"],
             match=options.get("match", "strict"),  # files of version 0.1 do not say
             emit=options["emit"],
+            slow_layers=options.get("slow_layers", "convert"),  # as earlier versions did
+            target=options.get("target", REFERENCE),
             nodes_to_exclude=tuple(options["nodes_to_exclude"]),
             nodes_to_quantize=tuple(options["nodes_to_quantize"]),
             op_types_to_exclude=tuple(options["op_types_to_exclude"]),
@@ -198,7 +214,7 @@ def _compile(source: io.Source, config: Config, data: CalibrationData | None = N
     except ModelError as error:
         if not config.allow_unchanged:
             raise
-        return _untouched(source, error)
+        return _untouched(source, error, config)
     never = subgraphs.settle(prepared)
     context, found = _compile_graph(prepared, source.model, config, data)
     if found.binary:
@@ -208,6 +224,7 @@ def _compile(source: io.Source, config: Config, data: CalibrationData | None = N
             "binarize_onnx.options": config.to_json(),
             "binarize_onnx.ops": str(opset.VERSION),
             **stacked.to_metadata(context.journal.stacked),
+            **slow_layers.to_metadata([*found.layers, *never]),
         }
         model = io.export_graph(context.graph, prepared, metadata)
         size = io.byte_size(model)
@@ -215,7 +232,7 @@ def _compile(source: io.Source, config: Config, data: CalibrationData | None = N
         model, size = source.model, source.size
     layers = [*found.layers, *never]
     notes = [*_notes(source.model), *foreign_notes, *found.notes, *_idle_choices(config, layers)]
-    report = Report(layers, _summary(layers, source.size, size), found.signs, notes)
+    report = Report(layers, _summary(layers, source.size, size, config), found.signs, notes)
     return _Compilation(model, report, found.binary)
 
 
@@ -240,13 +257,22 @@ def _compile_graph(
         counted_on.CopyFrom(prepared)
     inferred = shapes.infer(prepared)
     inside = subgraphs.compile_bodies(prepared, inferred, compile_body, any_residue=_tolerance(config).any_residue)
-    context, layers, sites, taken = _recognise(prepared, source, inferred, config)
-    signs = _counted(sites, counted_on or prepared, data)
-    if context.binary and config.emit == "compiled":
-        lower(context)
-    for layer in layers:
+    judge = Judge(config.target, lenient=config.slow_layers == "convert")
+    recognised = _recognise(prepared, source, inferred, config, judge)
+    if config.emit == "compiled" or config.slow_layers == "keep":
+        while _lower(
+            recognised, judge
+        ):  # what bits make slower is seen in the packed graph; without it, that is another
+            del recognised  # one graph at a time: they are large
+            recognised = _recognise(prepared, source, inferred, config, judge)
+        if config.emit == "ideal":
+            recognised = _recognise(prepared, source, inferred, config, judge)
+    context = recognised.context
+    signs = _counted(recognised.sites, counted_on or prepared, data)
+    for layer in recognised.layers:
         _conclude(layer, context)
-    found = subgraphs.Findings(layers, signs, taken, len(context.binary))
+        judge.note(layer, recognised.sizes)
+    found = subgraphs.Findings(recognised.layers, signs, recognised.taken, len(context.binary))
     found.add(inside)
     return context, found
 
@@ -270,7 +296,7 @@ def _idle_choices(config: Config, layers: list[Layer]) -> list[str]:
     return idle + [f"--op-types-to-exclude {op} matches no layer" for op in config.op_types_to_exclude if op not in ops]
 
 
-def _untouched(source: io.Source, error: ModelError) -> _Compilation:
+def _untouched(source: io.Source, error: ModelError, config: Config) -> _Compilation:
     """A model that cannot be prepared, handed back as it is: every layer stays float for the same reason."""
     nodes = [n for n in source.model.graph.node if n.domain in ("", "ai.onnx") and n.op_type in LAYER_OPS]
     names = [n.name or next(iter(n.output), "") for n in nodes]
@@ -278,28 +304,47 @@ def _untouched(source: io.Source, error: ModelError) -> _Compilation:
         Layer(name, n.op_type, "float", Code.UNSUPPORTED_MODEL, str(error), None)
         for name, n in zip(names, nodes, strict=True)
     ]
-    report = Report(layers, _summary(layers, source.size, source.size), notes=[f"left as it is: {error}"])
+    report = Report(layers, _summary(layers, source.size, source.size, config), notes=[f"left as it is: {error}"])
     return _Compilation(source.model, report, 0)
 
 
+@dataclass(frozen=True)
+class _Recognised:
+    """The ideal graph; the layers of the source and their sizes; its signs; what a moderate match took for binary."""
+
+    context: Context
+    layers: list[Layer]
+    sizes: dict[str, Sizes]
+    sites: list[tuple[SignSite, Sign]]
+    taken: list[str]
+
+
 def _recognise(
-    prepared: onnx.ModelProto, source: onnx.ModelProto, inferred: shapes.Shapes, config: Config
-) -> tuple[Context, list[Layer], list[tuple[SignSite, Sign]], list[str]]:
-    """The ideal graph, the layers of the source, its signs, and what a moderate match took for binary.
+    prepared: onnx.ModelProto, source: onnx.ModelProto, inferred: shapes.Shapes, config: Config, judge: Judge
+) -> _Recognised:
+    """Source graph to ideal graph, without the layers that bits make slower.
 
     With `sign_zero="keep"` a sign that 0 may reach is taken out of the game, which can make layers float that fed
     proofs for later signs: so start again until nothing is taken out.
     """
-    wanted = Filter(config.nodes_to_quantize, config.nodes_to_exclude, config.op_types_to_exclude)
+    wanted = Filter(config.nodes_to_quantize, config.nodes_to_exclude, config.op_types_to_exclude, judge.slow)
     kept: frozenset[str] = frozenset()
     while True:
         context = Context(io.import_graph(prepared, source), inferred)
         layers = _name_layers(context)
+        sizes = slow_layers.all_sizes(context)
         sites, taken = idealise(context, wanted, kept, _tolerance(config))
         unproved = frozenset(site.name for site, _ in sites if site.zero == "assumed")
         if config.sign_zero == "plus" or not unproved:
-            return context, layers, sites, taken
+            return _Recognised(context, layers, sizes, sites, taken)
         kept |= unproved
+
+
+def _lower(recognised: _Recognised, judge: Judge) -> bool:
+    """Ideal graph to packed graph; True if some of its layers are slower so."""
+    if recognised.context.binary:
+        lower(recognised.context)
+    return judge.finds_slow(recognised.context, recognised.sizes)
 
 
 def _tolerance(config: Config) -> Tolerance:
@@ -394,7 +439,7 @@ def _conclude(layer: Layer, context: Context) -> None:
         layer.code, layer.reason = skipped.code, skipped.sentence
 
 
-def _summary(layers: list[Layer], bytes_before: int, bytes_after: int) -> Summary:
+def _summary(layers: list[Layer], bytes_before: int, bytes_after: int, config: Config) -> Summary:
     binary = sum(x.macs or 0 for x in layers if x.status == "binary")
     real = sum(x.macs or 0 for x in layers if x.status == "float")
     converted = sum(x.status == "binary" for x in layers)
@@ -406,12 +451,28 @@ def _summary(layers: list[Layer], bytes_before: int, bytes_after: int) -> Summar
         ops=cost.operations(binary, real),
         bytes_before=bytes_before,
         bytes_after=bytes_after,
+        gain=_gain_of_all(layers),
+        target=config.target,
     )
+
+
+def _gain_of_all(layers: list[Layer]) -> float | None:
+    """The float time of the layers of known sizes, divided by what they take as they are now."""
+    known = [(x.float_us, x.binary_us if x.status == "binary" else x.float_us) for x in layers]
+    times = [(before, after) for before, after in known if before is not None and after is not None]
+    if all(x.binary_us is None for x in layers if x.status == "binary"):
+        return None
+    before, after = (sum(each) for each in zip(*times, strict=True))
+    return float(f"{before / after:.3g}") if after else None
 
 
 def _nothing_matched(report: Report) -> str:
     if any(x.code == Code.ALREADY_COMPILED for x in report.layers):
         return "the model is compiled already; nothing was written."
+    if any(x.code == Code.SLOWER_ON_BITS for x in report.layers):
+        return (
+            "its binary layers would be slower on bits: `inspect` shows how slow; --slow-layers convert converts them."
+        )
     if not report.layers:
         return "the model has no convolution and no matrix product; --allow-unchanged writes it as it is."
     counted = "its one layer is not" if len(report.layers) == 1 else f"none of its {len(report.layers)} layers is"

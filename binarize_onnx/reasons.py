@@ -122,6 +122,11 @@ class Code(str, Enum):
         "A depthwise convolution sums too few products for bits to be faster.",
         "Nothing needs to change; if it shall be binary, use fewer groups.",
     )
+    SLOWER_ON_BITS = (
+        "slower-on-bits",
+        "It is binary, but its sizes are such that bits are estimated to be clearly slower than float32.",
+        "`--slow-layers convert` lowers it all the same; `--target` names an instruction set where it may gain.",
+    )
     UNSUPPORTED_OP = (
         "unsupported-op",
         "There is no XNOR form of this operator yet.",

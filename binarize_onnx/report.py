@@ -20,6 +20,10 @@ class Layer:
         code: why, for machines: one of `reasons.Code`.
         reason: what made it binary and what was fused into it, or why it stays float and what would change that.
         macs: multiply-accumulates for one sample; None where the shapes are unknown.
+        gain: how many times faster than float32 it is on bits, as estimated (see `gain`); None where that is unknown,
+            and where the layer is not binary.
+        float_us: microseconds that it takes in float32, a binary layer with its sign; None where that is unknown.
+        binary_us: microseconds that it takes on bits.
     """
 
     name: str
@@ -28,6 +32,9 @@ class Layer:
     code: Code
     reason: str
     macs: int | None
+    gain: float | None = None
+    float_us: float | None = None
+    binary_us: float | None = None
 
 
 @dataclass
@@ -52,7 +59,11 @@ class SignSite:
 
 @dataclass
 class Summary:
-    """Totals over the layers; MACs, operations and bytes are for one sample and one file."""
+    """Totals over the layers; MACs, operations and bytes are for one sample and one file.
+
+    `gain` is that of all layers with known sizes together, float ones included, on `target`; None if no binary layer
+    has known sizes.
+    """
 
     binary_layers: int
     float_layers: int
@@ -61,6 +72,8 @@ class Summary:
     ops: float
     bytes_before: int
     bytes_after: int
+    gain: float | None = None
+    target: str = ""
 
     @property
     def binary_share(self) -> float | None:
@@ -130,7 +143,7 @@ class Report:
 
     def table(self) -> str:
         """The report for a person: one line a layer, one a sign if zeros were counted, then the totals."""
-        lines = [*_aligned(self.rows(), right={4}), ""]
+        lines = [*_aligned(self.rows(), right={4, 5}), ""]
         signs = self.sign_rows()
         if len(signs) > 1:
             lines += [*_aligned(signs, right={2, 3}), ""]
@@ -139,8 +152,10 @@ class Report:
 
     def rows(self) -> list[tuple[str, ...]]:
         """The layers as lines of a table, its header first."""
-        rows: list[tuple[str, ...]] = [("layer", "op", "runs as", "code", "MACs", "why")]
-        rows += [(x.name, x.op, x.status, str(x.code), shown_count(x.macs), x.reason) for x in self.layers]
+        rows: list[tuple[str, ...]] = [("layer", "op", "runs as", "code", "MACs", "gain", "why")]
+        rows += [
+            (x.name, x.op, x.status, str(x.code), shown_count(x.macs), _shown_gain(x), x.reason) for x in self.layers
+        ]
         return rows
 
     def totals(self) -> list[tuple[str, str]]:
@@ -151,6 +166,7 @@ class Report:
             ("binary layers", f"{s.binary_layers} of {s.binary_layers + s.float_layers}"),
             ("binary MACs", f"{shown_count(s.binary_macs)} of {shown_count(s.binary_macs + s.float_macs)}"),
             ("operations", f"{shown_count(round(s.ops))}  (binary MACs / 64 + float MACs)"),
+            *self._gain(),
             ("file size", f"{shown_size(s.bytes_before)} -> {shown_size(s.bytes_after)}{smaller}"),
         ]
         taken = [x for x in self.signs if x.zero != "proved"]
@@ -159,6 +175,16 @@ class Report:
             names = [x.name + (f" ({x.zeros} of {x.elements})" if x.zero == "counted" else "") for x in taken]
             pairs.append(("sign(0)", f"taken as +1 at {signs}{self._zeros()}: {', '.join(names)}"))
         return [*pairs, *(("note", note) for note in self.notes)]
+
+    def _gain(self) -> list[tuple[str, str]]:
+        """What all layers gain together, if that is known."""
+        if self.summary.gain is None:
+            return []
+        unknown = sum(x.float_us is None for x in self.layers)
+        without = f", without {unknown} of unknown size" if unknown else ""
+        return [
+            ("gain", f"{self.summary.gain:.2f}x  (all layers together, estimated for {self.summary.target}{without})")
+        ]
 
     def _zeros(self) -> str:
         """What was counted at all signs together, as a part of a sentence."""
@@ -185,6 +211,15 @@ def _aligned(rows: list[tuple[str, ...]], right: set[int]) -> list[str]:
         cells = [row[i].rjust(widths[i]) if i in right else row[i].ljust(widths[i]) for i in columns]
         lines.append("  ".join([*cells, row[-1]]).rstrip())
     return [lines[0], "  ".join("-" * w for w in widths) + "  ---", *lines[1:]]
+
+
+def _shown_gain(layer: Layer) -> str:
+    """`11.8x`, `0.6x (slower)`; `?` for a binary layer of unknown sizes."""
+    if layer.gain is None:
+        return "?" if layer.status == "binary" else ""
+    if layer.gain < 1:
+        return f"{min(layer.gain, 0.99):.2g}x (slower)"
+    return f"{layer.gain:.1f}x" if layer.gain < 100 else f"{layer.gain:.0f}x"
 
 
 def _number(n: int | None) -> str:

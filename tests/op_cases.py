@@ -953,11 +953,27 @@ def large_cases() -> list[Case]:
         conv("float16, 28x28", (1, 64, 28, 28), (64, 3, 3), pads=PAD1, use=full, dtype=FLOAT16),
         *(
             matmul(f"{rows} rows", (rows, 300), (300, 65), use="scale bias threshold")
-            for rows in (1, 2, 6, 7, 8, 13, 29)
+            for rows in (*range(1, 10), 13, 29)
+        ),
+        *(
+            matmul(
+                f"{rows} rows, every step",
+                (rows, 160),
+                (160, 97),
+                use=FULL.replace("mask ", ""),
+                residual=(rows, 97),
+                dtype=dtype,
+            )
+            for rows in (1, 2, 3, 6)
+            for dtype in (1, FLOAT16)
         ),
         *(matmul(f"{columns} columns", (9, 512), (512, columns), use="threshold") for columns in OUTPUTS),
         matmul("128x768x256", (128, 768), (768, 256), use="scale bias threshold"),
         matmul("gemv 1x4096x512", (1, 4096), (4096, 512), use="scale bias threshold"),
+        matmul("many rows, few columns", (603, 300), (300, 40), use="scale bias threshold"),
+        matmul("a batch of matrices", (12, 41, 70), (12, 70, 100), use="scale threshold", runtime="B"),
+        matmul("two matrices in pieces", (2, 64, 1024), (2, 1024, 200), use="scale", runtime="B"),
+        matmul("a batch, x_low 0", (3, 4, 41, 100), (3, 1, 100, 70), x_low=0, use="scale", runtime="B"),
         pack_sign("56x56", (2, 64, 56, 56), 1, (1, 64, 1, 1), flip=(1, 64, 1, 1), special=True),
         pack_sign("57x3, 100 channels", (1, 100, 57, 3), 1, (1, 100, 1, 1), special=True),
         pack_sign("28x28, float16", (1, 65, 28, 28), 1, (1, 65, 1, 1), special=True, dtype=np.float16),
@@ -973,6 +989,9 @@ def large_cases() -> list[Case]:
                 ((5, 70), 1, (2**b - 1, 70), {"flip": (b, 1)}),
             )
         ),
+        pack_sign("rows of whole words", (2, 3, 9, 1024), 3, (1, 1, 1, 1), flip=(1,), special=True),
+        pack_sign("one threshold, a flip a lane", (6, 64), 1, (1, 1), flip=(1, 64)),
+        pack_sign("rows of 70001", (2, 70001), 1, (1, 70001), flip=(1, 70001), special=True),
         unpack("28x28", (2, 100, 28, 28), 1),
         pool("56x56", (1, 64, 56, 56), (3, 3), strides=(2, 2), pads=PAD1),
     ]

@@ -414,7 +414,7 @@ def test_text_and_json_say_the_same(found: bench.Benchmark) -> None:
         f"{found.machine.isa} kernels",
         "batch 1",
         "function bodies",
-        "62.2 kB",
+        "62.3 kB",
     ):
         assert word in text
 

@@ -126,8 +126,9 @@ def test_python_m_is_the_command() -> None:
 
 # --- inspect and convert ------------------------------------------------------------------------------------------
 
-LAYER = {"name", "op", "status", "code", "reason", "macs"}
+LAYER = {"name", "op", "status", "code", "reason", "macs", "gain", "float_us", "binary_us"}
 SUMMARY = {"binary_layers", "float_layers", "binary_macs", "float_macs", "ops", "bytes_before", "bytes_after"}
+SUMMARY |= {"gain", "target"}
 
 
 def assert_report(found: Any) -> None:

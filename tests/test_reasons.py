@@ -111,6 +111,12 @@ def three_values() -> onnx.ModelProto:
     return with_constants(model, one=np.float32(1), zero=np.float32(0))
 
 
+def one_channel() -> onnx.ModelProto:
+    """One product a pixel and filter: a word of bits would hold 31 lanes of nothing."""
+    nodes = [*sign("x", "s"), node("Conv", "s k", "y", "layer")]
+    return network(nodes, {"x": [1, 1, 56, 56]}, {"y": 4}, {"k": signs(64, 1, 1, 1)})
+
+
 def per_channel_scale() -> onnx.ModelProto:
     scale = np.arange(1, 9, dtype=np.float32).reshape(8, 1, 1)
     return with_constants(conv(before=[*sign("x", "a"), node("Mul", "a scale", "s")]), scale=scale)
@@ -153,6 +159,7 @@ EXAMPLES: list[tuple[Code, Callable[[], onnx.ModelProto], Config]] = [
     (Code.BIAS_NOT_CONSTANT, lambda: weights_as_input("b"), Config()),
     (Code.BIAS_PER_ROW, lambda: gemm("s m b", {"b": np.ones((2, 16), np.float32)}), Config()),
     (Code.DEPTHWISE, lambda: conv(signs(8, 1, 1, 1), group=8), Config()),
+    (Code.SLOWER_ON_BITS, one_channel, Config()),
     (Code.UNSUPPORTED_OP, integers, Config()),
     (Code.UNSUPPORTED_RANK, lambda: matmul("s m", ["N", 16], {"m": signs(16)}), Config()),
     (Code.UNSUPPORTED_ATTRIBUTE, lambda: conv(pads=[-1, 0, 0, 0]), Config()),

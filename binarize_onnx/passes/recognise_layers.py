@@ -24,6 +24,7 @@ computed in float32 and rounded once, at its end.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,20 +68,23 @@ HALF_SPREAD = MODERATE.weights  # the residue in float16 leaves 2e-3
 
 @dataclass(frozen=True)
 class Filter:
-    """Which layers the caller wants converted: regexes for names (whole match), and op types left out."""
+    """Which layers are wanted on bits: regexes for names (whole match), op types left out, and what would be slow."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     exclude_ops: tuple[str, ...] = ()
+    slow: Mapping[str, str] = field(default_factory=dict)  # names of layers, and how slow in words
 
     def refuses(self, node: gs.Node) -> Reason | None:
-        """Why the caller's own options leave the layer out; None if they do not."""
+        """Why the layer is left out although it may be binary; None if it is not."""
         if node.op in self.exclude_ops:
             return Reason(Code.EXCLUDED, f"operator type {node.op} is excluded")
         if any(re.fullmatch(pattern, node.name) for pattern in self.exclude):
             return Reason(Code.EXCLUDED, "excluded by name")
         if self.include and not any(re.fullmatch(pattern, node.name) for pattern in self.include):
             return Reason(Code.EXCLUDED, "not among the nodes asked for")
+        if node.name in self.slow:
+            return Reason(Code.SLOWER_ON_BITS, self.slow[node.name])
         return None
 
 

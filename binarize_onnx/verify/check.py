@@ -9,7 +9,7 @@ from pathlib import Path
 
 import onnx
 
-from binarize_onnx import checks, foreign, io, opset, scopes, subgraphs
+from binarize_onnx import checks, foreign, io, opset, scopes, slow_layers, subgraphs
 from binarize_onnx.errors import ModelError, UsageError
 from binarize_onnx.pipeline import Config, convert, translate
 from binarize_onnx.verify.arrays import Array
@@ -164,7 +164,7 @@ def recorded_options(ref: io.Source, cand: io.Source) -> tuple[Config | None, li
             f"(sha256 {source[:12]}…, not {ref.sha256[:12]}…): outputs are compared, bits and layers are not"
         ]
     try:
-        return Config.from_json(options), []
+        return slow_layers.settled(Config.from_json(options), recorded.get(slow_layers.KEY, "[]")), []
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"the candidate's metadata `binarize_onnx.options` cannot be read ({error}).") from None
 

@@ -1,6 +1,7 @@
 #include "fuzz/node_from_bytes.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <iterator>
 #include <limits>
@@ -502,10 +503,10 @@ void fill(Random& random, const Slot& slot, Tensor& tensor, int64_t count) {
         real = i / columns == i % columns ? 1.0f : 0.0f;
         break;
       case Role::powers:  // of two: planes are the bits of a number
-        real = static_cast<float>(int64_t{1} << i % columns);
+        real = std::ldexp(1.0f, static_cast<int>(i % columns));
         break;
       case Role::positions:  // thresholds to the bits of how many are reached
-        real = (i % columns + 1) % (int64_t{1} << i / columns) == 0 ? 1.0f : 0.0f;
+        real = std::fmod(static_cast<float>(i % columns + 1), std::ldexp(1.0f, static_cast<int>(i / columns))) == 0;
     }
     if (is_float) {
       uint32_t bits;

@@ -1,4 +1,5 @@
 // PackSign(X, threshold, encode, flip; axis) -> P: the bits of X >= threshold, packed along one axis.
+#include <algorithm>
 #include <optional>
 
 #include "cpu/pack_bits/pack_bits.h"
@@ -86,6 +87,9 @@ class PackSign {
     int64_t n, outer, inner, planes;
   };
 
+  // What a task packs at least: less would cost more to hand out than to pack.
+  static constexpr int64_t kTaskValues = 1 << 15;
+
   static void set_values(PackBitsArgs& args, const Tensor& x, int64_t at) {
     args.v = x.type == ORT_FLOAT ? x.as<float>() + at : nullptr;
     args.v_half = x.type == ORT_FLOAT16 ? x.as<uint16_t>() + at : nullptr;
@@ -96,16 +100,20 @@ class PackSign {
     const Thresholds thresholds =
         view_thresholds(call, in[kThreshold], encode, in[kFlip], in[kX].shape, axis, {axis, axis + 1});
     const int64_t words = ceil_div(job.n, kWordBits);
-    call.parallel_for(job.outer * words, [&](int64_t item) {
-      const int64_t outer = item / words, word = item % words, row = word * kWordBits;
-      PackBitsArgs args{};
-      set_values(args, job.x, (outer * job.n + row) * job.inner);
-      args.v_row_stride = args.lanes = job.inner;
-      args.rows = job.n - row < kWordBits ? job.n - row : kWordBits;
-      thresholds.fill(args, outer, row, 0);
-      args.q = job.q + (outer * job.planes * words + word) * job.inner;
-      args.q_plane_stride = words * job.inner;
-      pack_.across(args);
+    const int64_t items = job.outer * words;
+    const int64_t tasks = std::min(items, ceil_div(items * kWordBits * job.inner, kTaskValues));
+    call.parallel_for(tasks, [&](int64_t task) {
+      for (int64_t item = items * task / tasks; item < items * (task + 1) / tasks; ++item) {
+        const int64_t outer = item / words, word = item % words, row = word * kWordBits;
+        PackBitsArgs args{};
+        set_values(args, job.x, (outer * job.n + row) * job.inner);
+        args.v_row_stride = args.lanes = job.inner;
+        args.rows = job.n - row < kWordBits ? job.n - row : kWordBits;
+        thresholds.fill(args, outer, row, 0);
+        args.q = job.q + (outer * job.planes * words + word) * job.inner;
+        args.q_plane_stride = words * job.inner;
+        pack_.across(args);
+      }
     });
   }
 
@@ -114,21 +122,30 @@ class PackSign {
     Shape v = in[kX].shape;
     int axis = static_cast<int>(axis_);
     if (axis == 0) v = with_planes(v, axis++, 1);
-    const int64_t rows = v.dim[axis - 1], groups = job.outer / (rows ? rows : 1);
-    const Thresholds thresholds = view_thresholds(call, in[kThreshold], encode, in[kFlip], v, axis, {axis - 1, axis});
-    const int64_t words = ceil_div(job.n, kWordBits);
-    // A run of rows a task: short rows would cost more to hand out than to pack.
-    constexpr int64_t kValuesPerTask = 1 << 15;
-    const int64_t run = job.n >= kValuesPerTask ? 1 : ceil_div(kValuesPerTask, job.n);
-    const int64_t runs = ceil_div(rows, run);
-    call.parallel_for(groups * runs, [&](int64_t item) {
-      const int64_t group = item / runs, row = item % runs * run;
+    Tensor threshold = in[kThreshold], flip = in[kFlip];
+    // One threshold for all, and rows of whole words: they are one long row.
+    if (job.n % kWordBits == 0 && element_count(threshold.shape, "input threshold") == 1 &&
+        element_count(flip.shape, "input flip") == 1 && encode.planes == 1) {
+      v = Shape{1, job.outer * job.n};
+      axis = 1;
+      threshold.shape = flip.shape = Shape{1};
+    }
+    const int64_t n = v.dim[axis], rows = v.dim[axis - 1], groups = rows ? job.outer * job.n / n / rows : 0;
+    const Thresholds thresholds = view_thresholds(call, threshold, encode, flip, v, axis, {axis - 1, axis});
+    const int64_t words = ceil_div(n, kWordBits);
+    // A run of rows a task, or a piece of a long one.
+    const int64_t run = n >= kTaskValues ? 1 : ceil_div(kTaskValues, n), runs = ceil_div(rows, run);
+    const int64_t pieces = ceil_div(n, kTaskValues);
+    call.parallel_for(groups * runs * pieces, [&](int64_t item) {
+      const int64_t lane = item % pieces * kTaskValues;
+      const int64_t group = item / pieces / runs, row = item / pieces % runs * run;
       PackBitsArgs args{};
-      set_values(args, job.x, (group * rows + row) * job.n);
-      args.v_row_stride = args.lanes = job.n;
+      set_values(args, job.x, (group * rows + row) * n + lane);
+      args.v_row_stride = n;
+      args.lanes = n - lane < kTaskValues ? n - lane : kTaskValues;
       args.rows = rows - row < run ? rows - row : run;
-      thresholds.fill(args, group, row, 0);
-      args.q = job.q + (group * rows + row) * job.planes * words;
+      thresholds.fill(args, group, row, lane);
+      args.q = job.q + (group * rows + row) * job.planes * words + lane / kWordBits;
       args.q_plane_stride = words;
       args.q_row_stride = job.planes * words;
       pack_.along(args);

@@ -1,12 +1,14 @@
 // XnorMatMul(A, B, epilogue...; k, x_low, dtype) -> Y, Q
 //
-// A is [..., M, planes * words], B is [..., words, bases * N]; batch dimensions broadcast as numpy's do.  A call goes
-// over tiles of rows x columns: accumulate, apply the epilogue (lanes are columns), pack.
+// A is [..., M, planes * words], B is [..., words, bases * N]; batch dimensions broadcast as numpy's do.  Lanes are
+// columns.  One plane times one basis goes to the outputs directly, where there is a kernel for it; else a call goes
+// over tiles of rows x columns: accumulate, apply the epilogue, pack.
 #include <algorithm>
 #include <array>
 #include <optional>
 
 #include "cpu/xnor_accumulate/xnor_accumulate.h"
+#include "cpu/xnor_product/xnor_product.h"
 #include "ops/epilogue.h"
 #include "ops/lookup_matmul.h"
 #include "ops/ops.h"
@@ -30,6 +32,23 @@ struct MatMulAttributes {
   }
   int64_t words() const { return ceil_div(k, kWordBits); }
 };
+
+// What fill_block does where nothing is masked: the words of 32 columns lie side by side in B, `stride` from one k to
+// the next.  A run-time B is rearranged in every call, so this counts.
+void fill_columns(const XnorWeightsLayout& layout, const XnorWeights& weights, int64_t block, const uint32_t* source,
+                  int64_t stride, int64_t count) {
+  uint32_t* words = weights.words + block * layout.k_words() * kWordBits;
+  int32_t* base = weights.base + block * kWordBits;
+  for (int lane = 0; lane < kWordBits; ++lane)
+    base[lane] = layout.x_low == -1 && lane < count ? static_cast<int32_t>(layout.length) : 0;
+  for (int64_t k = 0; k < layout.k_words(); ++k, source += stride, words += kWordBits) {
+    const uint32_t valid = valid_lanes(layout.length, k);
+    if (count < kWordBits) std::fill_n(words, kWordBits, 0u);
+    for (int64_t lane = 0; lane < count; ++lane) words[lane] = source[lane] & valid;
+    if (layout.x_low == 0)
+      for (int lane = 0; lane < kWordBits; ++lane) base[lane] += __builtin_popcount(words[lane]);
+  }
+}
 
 struct MatMulShapes {
   int64_t planes = kUnknown, bases = kUnknown, columns = kUnknown;
@@ -99,6 +118,7 @@ class XnorMatMul {
   XnorMatMul(const OrtApi* api, const OrtKernelInfo* info, IsaMask isas)
       : attributes_(Attributes(api, info)),
         xnor_(select_xnor_accumulate(isas)),
+        product_(select_xnor_product(isas)),
         epilogue_kernel_(select_epilogue(isas)),
         pack_(select_pack_bits(isas)) {
     if (input_count(api, info) != kXnorInputs) fail("has ", input_count(api, info), " inputs, expected ", +kXnorInputs);
@@ -171,7 +191,12 @@ class XnorMatMul {
     } else if (!lookup_) {
       layout = weights_layout(s, in);
       weights = XnorWeights(layout, call.scratch<uint32_t>(layout.buffer_words()));
-      call.parallel_for(layout.blocks, [&](int64_t block) { fill_weights(s, in, layout, weights, block); });
+      constexpr int64_t kTaskWords = 1 << 15;  // a few microseconds
+      const int64_t tasks = std::min(layout.blocks, layout.blocks * layout.k_words() * kWordBits / kTaskWords + 1);
+      call.parallel_for(tasks, [&](int64_t task) {
+        const Piece mine(layout.blocks, task, tasks);
+        for (int64_t block = mine.begin; block < mine.end; ++block) fill_weights(s, in, layout, weights, block);
+      });
     }
     EpilogueCall epilogue(call, *epilogue_, in, s.y);
     Job job{s, in, layout, weights, combine, epilogue, y, q};
@@ -185,7 +210,7 @@ class XnorMatMul {
       job.rows *= job.batches;
       job.batches = 1;
     }
-    run(call, job);
+    product_suffices(job) ? run_product(call, job) : run(call, job);
   }
 
  private:
@@ -205,6 +230,13 @@ class XnorMatMul {
     int64_t first_row = 0;
     // A work item: this many rows and columns
     int64_t tile_rows = 0, tile_columns = 0;
+  };
+
+  // The part of a list of `count` that falls to piece `piece` of `pieces`.
+  struct Piece {
+    int64_t begin, end;
+    Piece(int64_t count, int64_t piece, int64_t pieces)
+        : begin(count * piece / pieces), end(count * (piece + 1) / pieces) {}
   };
 
   static int64_t matrices(const Shape& shape) {
@@ -246,45 +278,116 @@ class XnorMatMul {
                     const XnorWeights& weights, int64_t block) const {
     const int64_t per_basis = column_blocks(s), per_matrix = per_basis * s.bases;
     const int64_t matrix = block / per_matrix, basis = block % per_matrix / per_basis;
-    const int64_t column = block % per_basis * kWordBits;
+    const int64_t column = block % per_basis * kWordBits, count = std::min<int64_t>(kWordBits, s.columns - column);
     const Shape &b = in[kB].shape, &mask_shape = in[kMask].shape;
+    const uint32_t* words = in[kB].as<uint32_t>() + matrix * b.back(2) * b.back();
+    if (!layout.masked)
+      return fill_columns(layout, weights, block, words + basis * s.columns + column, b.back(), count);
     const BroadcastStrides mask = broadcast_strides(mask_shape, b);
     int64_t mask_offset = 0, rest = matrix;
     for (int i = b.rank - 3; i >= 0; --i) {
       mask_offset += rest % b.dim[i] * mask.stride[i];
       rest /= b.dim[i];
     }
-    const WeightSource source{in[kB].as<uint32_t>() + matrix * b.back(2) * b.back(),
+    const WeightSource source{words,
                               {1, b.back(), 0, 0},
                               in[kMask].as<uint32_t>() + mask_offset,
                               {mask.stride[b.rank - 1], mask.stride[b.rank - 2], 0, 0}};
-    fill_block(layout, weights, block, source, basis * s.columns + column,
-               std::min<int64_t>(kWordBits, s.columns - column));
+    fill_block(layout, weights, block, source, basis * s.columns + column, count);
   }
 
-  // 28 = 4 x 7 rows are whole tiles of the accumulation; 128 columns give the epilogue eight whole vectors a row.
+  bool product_suffices(const Job& job) const {
+    return product_.product && !job.layout.masked && job.s.planes == 1 && job.s.bases == 1 && job.combine.identity &&
+           (!job.q || job.epilogue.encode().matrix.empty());
+  }
+
+  // Splits the columns first, so that threads read different weights, and rows only where there are few columns.
+  void run_product(Call& call, const Job& job) const {
+    constexpr int64_t kPieceColumns = 2 * kWordBits, kPieceRows = 4;  // what the kernel does at a time
+    constexpr double kTaskProducts = 4e6;                             // about 4 us
+    constexpr int64_t kTasks = 32;
+    const double products = static_cast<double>(job.batches) * static_cast<double>(job.rows) *
+                            static_cast<double>(job.s.columns) * static_cast<double>(attributes_.k);
+    int64_t wanted = 1;  // a power of two: two threads, or four, get equal shares
+    while (wanted < kTasks && static_cast<double>(wanted) * kTaskProducts < products) wanted *= 2;
+    const int64_t of_matrix = ceil_div(wanted, job.batches);
+    const int64_t column_pieces = ceil_div(job.s.columns, kPieceColumns), row_pieces = ceil_div(job.rows, kPieceRows);
+    const int64_t column_splits = column_pieces < 2 * of_matrix ? column_pieces : of_matrix;
+    const int64_t row_splits = std::min(row_pieces, std::max<int64_t>(of_matrix / column_splits, 1));
+    const int64_t parts = checked_product(job.batches, column_splits * row_splits, "the tiles");
+    const int64_t tasks = parts < 2 * wanted ? parts : wanted;
+    call.parallel_for(tasks, [&](int64_t task) {
+      const Piece mine(parts, task, tasks);
+      for (int64_t part = mine.begin; part < mine.end; ++part) {
+        const Piece rows(row_pieces, part % row_splits, row_splits);
+        const Piece columns(column_pieces, part / row_splits % column_splits, column_splits);
+        const int64_t row = rows.begin * kPieceRows, column = columns.begin * kPieceColumns;
+        product(job, part / row_splits / column_splits, row, std::min(rows.end * kPieceRows, job.rows) - row, column,
+                std::min(columns.end * kPieceColumns, job.s.columns) - column);
+      }
+    });
+  }
+
+  void product(const Job& job, int64_t batch, int64_t row, int64_t rows, int64_t column, int64_t columns) const {
+    const MatMulShapes& s = job.s;
+    const int64_t block = matrix_of(job, kB, batch) * column_blocks(s) + column / kWordBits;
+    XnorProductArgs args{};
+    args.x = job.in[kA].as<uint32_t>() + (matrix_of(job, kA, batch) * job.rows + row) * attributes_.words();
+    args.x_row_stride = attributes_.words();
+    args.w = job.weights.words + block * job.layout.k_words() * kWordBits;
+    args.base = job.weights.base + block * kWordBits;
+    args.k_words = static_cast<int32_t>(job.layout.k_words());
+    args.shift = attributes_.x_low == -1 ? 1 : 0;
+    job.epilogue.fill(args.epilogue, batch, row, column);
+    args.epilogue.rows = rows;
+    args.epilogue.lanes = columns;
+    set_y(args.epilogue, job, batch, row, column);
+    if (job.q) {
+      job.epilogue.fill(args.bits, batch, row, column);
+      set_q(args.bits, job, batch, row, column);
+    }
+    product_.product(args);
+  }
+
+  void set_y(EpilogueArgs& args, const Job& job, int64_t batch, int64_t row, int64_t column) const {
+    const int64_t at = (batch * job.rows + row) * job.s.columns + column;
+    const bool half = epilogue_->dtype() == ORT_FLOAT16;
+    if (job.y && !half) args.y = static_cast<float*>(job.y) + at;
+    if (job.y && half) args.y_half = static_cast<uint16_t*>(job.y) + at;
+    args.y_row_stride = job.s.columns;
+  }
+
+  void set_q(PackBitsArgs& args, const Job& job, int64_t batch, int64_t row, int64_t column) const {
+    args.q_plane_stride = column_blocks(job.s);
+    args.q_row_stride = args.planes * column_blocks(job.s);
+    args.q = job.q + (batch * job.rows + row) * args.q_row_stride + column / kWordBits;
+  }
+
+  // 28 = 4 x 7 rows are whole tiles of the accumulation; 128 columns give the epilogue eight whole vectors a row.  A
+  // few rows take more columns: 1 x 4096 x 4096 with AVX-512 alone takes 34.8 us in tiles of 512, 36.9 us in tiles of
+  // 128.
   static constexpr int64_t kTileRows = 28;
-  static constexpr int64_t kTileColumns = 128;
+  static constexpr int64_t kTileColumns = 128, kFewRowsColumns = 512;
   static constexpr int64_t kStackWords = 16384;
 
   // Waves of rows: their tables are made, then all columns look up in them.
   void look_up(Call& call, Job& job) const {
     const MatMulShapes& s = job.s;
-    const Shape& a = job.in[kA].shape;
+    const int64_t a_stride = job.in[kA].shape.back();
     job.tile_rows = std::min(job.rows, kTileRows);
     job.tile_columns = LookupMatMul::kTileColumns;
     const int64_t wave = std::min(job.rows, lookup_->wave_rows(job.tile_rows));
     const int64_t column_tiles = ceil_div(s.columns, job.tile_columns);
     job.tables = lookup_->allocate(call, wave);
     for (int64_t batch = 0; batch < job.batches; ++batch) {
-      const int64_t matrix = job.batches > 1 ? source_matrix(a, s.y, batch) : 0;
       for (job.first_row = 0; job.first_row < job.rows; job.first_row += wave) {
         const int64_t rows = std::min(wave, job.rows - job.first_row);
-        const uint32_t* x = job.in[kA].as<uint32_t>() + (matrix * job.rows + job.first_row) * a.back();
+        const int64_t a_row = matrix_of(job, kA, batch) * job.rows + job.first_row;
+        const uint32_t* x = job.in[kA].as<uint32_t>() + a_row * a_stride;
         constexpr int64_t kTogether = 4;  // rows
         call.parallel_for(ceil_div(rows, kTogether), [&](int64_t item) {
           const int64_t first = item * kTogether;
-          lookup_->make_tables(x, a.back(), first, std::min(kTogether, rows - first), job.tables);
+          lookup_->make_tables(x, a_stride, first, std::min(kTogether, rows - first), job.tables);
         });
         const int64_t row_tiles = ceil_div(rows, job.tile_rows);
         call.parallel_for(row_tiles * column_tiles, [&](int64_t item) {
@@ -310,7 +413,9 @@ class XnorMatMul {
     const int64_t out_terms = job.combine.outputs * s.bases;
     const int64_t terms =
         checked_product(1, s.planes * s.bases + (job.combine.identity ? 0 : out_terms), "the accumulators");
-    job.tile_columns = std::min(round_up(s.columns, kWordBits), kTileColumns);
+    const int64_t most_columns =
+        job.rows * kFewRowsColumns <= kTileRows * kTileColumns ? kFewRowsColumns : kTileColumns;
+    job.tile_columns = std::min(round_up(s.columns, kWordBits), most_columns);
     if (terms * job.tile_columns * 7 > kStackWords) job.tile_columns = kWordBits;
     const int64_t row_words = checked_product(terms, job.tile_columns, "the accumulators of one row");
     const int64_t fitting = kStackWords / row_words;
@@ -329,6 +434,11 @@ class XnorMatMul {
     });
   }
 
+  // The matrix of A or B that matrix `batch` of the output is made from.
+  static int64_t matrix_of(const Job& job, size_t input, int64_t batch) {
+    return job.batches > 1 ? source_matrix(job.in[input].shape, job.s.y, batch) : 0;
+  }
+
   // The matrix of `shape` that matrix `batch` of the output is made from.
   static int64_t source_matrix(const Shape& shape, const Shape& out, int64_t batch) {
     int64_t matrix = 0, stride = 1;
@@ -343,15 +453,12 @@ class XnorMatMul {
 
   void run_tile(const Job& job, int64_t batch, int64_t row, int64_t column, int32_t* scratch) const {
     const MatMulShapes& s = job.s;
-    const Shape &a = job.in[kA].shape, &b = job.in[kB].shape;
     const int64_t rows = std::min(job.tile_rows, job.rows - row);
     const int64_t columns = std::min(job.tile_columns, s.columns - column);
     const int64_t size = job.tile_rows * job.tile_columns;
-    const bool many = job.batches > 1;
     const uint32_t* x =
-        job.in[kA].as<uint32_t>() + ((many ? source_matrix(a, s.y, batch) : 0) * job.rows + row) * a.back();
-    const int64_t first_block =
-        (many ? source_matrix(b, s.y, batch) : 0) * s.bases * column_blocks(s) + column / kWordBits;
+        job.in[kA].as<uint32_t>() + (matrix_of(job, kA, batch) * job.rows + row) * job.in[kA].shape.back();
+    const int64_t first_block = matrix_of(job, kB, batch) * s.bases * column_blocks(s) + column / kWordBits;
     int32_t* acc = scratch;
 
     if (lookup_) {
@@ -389,11 +496,7 @@ class XnorMatMul {
     args.acc = acc;
     args.acc_term_stride = size;
     args.acc_row_stride = job.tile_columns;
-    const bool half = epilogue_->dtype() == ORT_FLOAT16;
-    const int64_t out_row = batch * job.rows + row, at = out_row * s.columns + column;
-    if (job.y && !half) args.y = static_cast<float*>(job.y) + at;
-    if (job.y && half) args.y_half = static_cast<uint16_t*>(job.y) + at;
-    args.y_row_stride = s.columns;
+    set_y(args, job, batch, row, column);
     const float* v = args.y;
     int64_t v_stride = s.columns;
     if (job.q && !args.y) {
@@ -408,14 +511,13 @@ class XnorMatMul {
     pack.rows = rows;
     pack.lanes = columns;
     job.epilogue.fill(pack, batch, row, column);
-    pack.q_plane_stride = column_blocks(s);
-    pack.q_row_stride = pack.planes * column_blocks(s);
-    pack.q = job.q + out_row * pack.q_row_stride + column / kWordBits;
+    set_q(pack, job, batch, row, column);
     pack_.along(pack);
   }
 
   MatMulAttributes attributes_;
   const XnorAccumulateKernel& xnor_;
+  const XnorProductKernel& product_;
   const EpilogueKernel& epilogue_kernel_;
   const PackBitsKernel& pack_;
   std::array<Tensor, kXnorInputs> constants_;
