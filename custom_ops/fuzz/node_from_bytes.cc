@@ -1,6 +1,7 @@
 #include "fuzz/node_from_bytes.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <iterator>
 #include <limits>
@@ -73,7 +74,7 @@ class Random {
 };
 
 // What the values of an input are.
-enum class Role { words, real, flags, integers, zero_one, positive_one, minus_zero, identity };
+enum class Role { words, real, flags, integers, zero_one, positive_one, minus_zero, identity, powers, positions };
 
 struct Slot {
   Role role = Role::real;
@@ -121,7 +122,12 @@ constexpr int64_t kFew[] = {1, 2, 3, 4, 5};
 
 // Inputs threshold, encode and flip of a value of shape `v` packed on `axis`.
 void add_thresholds(Choices& from, Draft& draft, const Dims& v, int64_t axis, bool constant) {
-  const int64_t thresholds = from.of({1, 1, 1, 2, 3}), planes = from.one_in(3) ? from.of(kFew) : thresholds;
+  int64_t thresholds = from.of({1, 1, 1, 2, 3}), planes = from.one_in(3) ? from.of(kFew) : thresholds;
+  const bool positional = from.one_in(4);
+  if (positional) {
+    planes = from.of({2, 3, 4, 5, 6, 7});
+    thresholds = (int64_t{1} << planes) - 1;
+  }
   Dims with_thresholds = v, with_flips = v;
   with_thresholds.insert(with_thresholds.begin() + axis, thresholds);
   with_flips.insert(with_flips.begin() + axis, planes);
@@ -133,8 +139,8 @@ void add_thresholds(Choices& from, Draft& draft, const Dims& v, int64_t axis, bo
   }
   draft.input(ORT_FLOAT, threshold, {Role::real, 0, 0, false}, constant && !from.one_in(6));
   const bool identity = planes == thresholds && !from.one_in(3);
-  draft.input(ORT_FLOAT, {planes, thresholds}, {identity ? Role::identity : Role::zero_one, 0, 0, false},
-              constant && !from.one_in(6));
+  const Role code = positional ? Role::positions : identity ? Role::identity : Role::zero_one;
+  draft.input(ORT_FLOAT, {planes, thresholds}, {code, 0, 0, false}, constant && !from.one_in(6));
   draft.input(ORT_BOOL, broadcast_to(from, with_flips), {Role::flags, 0, 0, false}, constant && !from.one_in(6));
 }
 
@@ -153,8 +159,10 @@ void add_epilogue(Choices& from, Draft& draft, const EpilogueChoice& e, OrtEleme
   const bool masked = !neutral();
   draft.input(ORT_UINT32, masked ? e.mask : e.neutral_mask, {Role::words, e.mask_axis, e.lanes, !masked}, held());
   const bool merged = !bare && from.one_in(3);
-  const int64_t terms = merged ? from.of(kFew) : e.planes;
-  draft.input(ORT_FLOAT, {terms, e.planes}, {merged ? Role::integers : Role::identity, 0, 0, false}, held());
+  const bool numbers = !bare && from.one_in(3);
+  const int64_t terms = numbers ? 1 : merged ? from.of(kFew) : e.planes;
+  const Role combine = numbers ? Role::powers : merged ? Role::integers : Role::identity;
+  draft.input(ORT_FLOAT, {terms, e.planes}, {combine, 0, 0, false}, held());
   Dims scale = e.scale;
   scale.insert(scale.begin(), terms * e.bases);
   draft.input(ORT_FLOAT, scale, {neutral() ? Role::positive_one : Role::real, 0, 0, false}, held());
@@ -211,7 +219,7 @@ void xnor_conv(Choices& from, Draft& draft) {
   const int64_t group = grouped ? from.of({2, 3, 4, 33}) : 1;
   const int64_t in = grouped ? from.of({1, 2, 8, 32, 33}) : from.of(kLanes);
   const int64_t filters = grouped ? from.of({1, 2, 3, 32, 33}) : from.of(kLanes);
-  const int64_t planes = from.of({1, 1, 1, 2, 3}), bases = grouped ? 1 : from.of({1, 1, 1, 2, 3});
+  const int64_t planes = from.of({1, 1, 1, 2, 3, 4, 6}), bases = grouped ? 1 : from.of({1, 1, 1, 2, 3});
   const int64_t batch = from.of({1, 1, 2}), type = from.one_in(3) ? ORT_FLOAT16 : ORT_FLOAT;
   const Window window(from);
   const int64_t channels = group * in, outputs = group * filters;
@@ -245,7 +253,7 @@ void xnor_conv(Choices& from, Draft& draft) {
 void xnor_matmul(Choices& from, Draft& draft) {
   const int64_t k = from.of(kLanes), columns = from.one_in(8) ? 130 + from.below(150) : from.of(kLanes);
   const int64_t rows = from.one_in(8) ? 28 + from.below(60) : from.of(kFew);
-  const int64_t planes = from.of({1, 1, 1, 2, 3}), bases = from.of({1, 1, 1, 2, 3});
+  const int64_t planes = from.of({1, 1, 1, 2, 3, 4, 6}), bases = from.of({1, 1, 1, 2, 3});
   const int64_t type = from.one_in(3) ? ORT_FLOAT16 : ORT_FLOAT;
   Dims batch;
   for (int64_t i = from.of({0, 0, 1, 1, 2, 3}); i > 0; --i) batch.push_back(from.of(kFew));
@@ -493,6 +501,12 @@ void fill(Random& random, const Slot& slot, Tensor& tensor, int64_t count) {
         break;
       case Role::identity:
         real = i / columns == i % columns ? 1.0f : 0.0f;
+        break;
+      case Role::powers:  // of two: planes are the bits of a number
+        real = std::ldexp(1.0f, static_cast<int>(i % columns));
+        break;
+      case Role::positions:  // thresholds to the bits of how many are reached
+        real = std::fmod(static_cast<float>(i % columns + 1), std::ldexp(1.0f, static_cast<int>(i / columns))) == 0;
     }
     if (is_float) {
       uint32_t bits;

@@ -373,21 +373,21 @@ class XnorMatMul {
   // Waves of rows: their tables are made, then all columns look up in them.
   void look_up(Call& call, Job& job) const {
     const MatMulShapes& s = job.s;
-    const Shape& a = job.in[kA].shape;
+    const int64_t a_stride = job.in[kA].shape.back();
     job.tile_rows = std::min(job.rows, kTileRows);
     job.tile_columns = LookupMatMul::kTileColumns;
     const int64_t wave = std::min(job.rows, lookup_->wave_rows(job.tile_rows));
     const int64_t column_tiles = ceil_div(s.columns, job.tile_columns);
     job.tables = lookup_->allocate(call, wave);
     for (int64_t batch = 0; batch < job.batches; ++batch) {
-      const int64_t matrix = job.batches > 1 ? source_matrix(a, s.y, batch) : 0;
       for (job.first_row = 0; job.first_row < job.rows; job.first_row += wave) {
         const int64_t rows = std::min(wave, job.rows - job.first_row);
-        const uint32_t* x = job.in[kA].as<uint32_t>() + (matrix * job.rows + job.first_row) * a.back();
+        const int64_t a_row = matrix_of(job, kA, batch) * job.rows + job.first_row;
+        const uint32_t* x = job.in[kA].as<uint32_t>() + a_row * a_stride;
         constexpr int64_t kTogether = 4;  // rows
         call.parallel_for(ceil_div(rows, kTogether), [&](int64_t item) {
           const int64_t first = item * kTogether;
-          lookup_->make_tables(x, a.back(), first, std::min(kTogether, rows - first), job.tables);
+          lookup_->make_tables(x, a_stride, first, std::min(kTogether, rows - first), job.tables);
         });
         const int64_t row_tiles = ceil_div(rows, job.tile_rows);
         call.parallel_for(row_tiles * column_tiles, [&](int64_t item) {

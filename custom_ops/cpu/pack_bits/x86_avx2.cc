@@ -97,10 +97,10 @@ template <int planes>
 inline __attribute__((always_inline)) Planes<planes> compare_all(const PackBitsArgs& args, int64_t row, int64_t lane,
                                                                  int64_t count, __m256 v) {
   Planes<planes> bits;
-  for (int b = 0; b < planes; ++b) bits.of[b] = _mm256_setzero_si256();
-  for (int p = 0; p < (1 << planes) - 1; ++p) {
-    __m256i& last = bits.of[__builtin_ctz(p + 1)];
-    last = _mm256_xor_si256(last, reached(args, p, row, lane, count, v));
+  for (int b = 0; b < planes; ++b) {  // the thresholds of which 2^b is the largest such power
+    bits.of[b] = _mm256_setzero_si256();
+    for (int p = (1 << b) - 1; p < (1 << planes) - 1; p += 2 << b)
+      bits.of[b] = _mm256_xor_si256(bits.of[b], reached(args, p, row, lane, count, v));
   }
   for (int b = planes - 1; b > 0; --b) bits.of[b - 1] = _mm256_xor_si256(bits.of[b - 1], bits.of[b]);
   return bits;

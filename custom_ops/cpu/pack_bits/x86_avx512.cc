@@ -77,10 +77,9 @@ template <int planes>
 inline __attribute__((always_inline)) Planes<planes> compare_all(const PackBitsArgs& args, int64_t row, int64_t lane,
                                                                  __m512 v, __mmask16 valid) {
   Planes<planes> bits{};
-  for (int p = 0; p < (1 << planes) - 1; ++p) {
-    __mmask16& last = bits.of[__builtin_ctz(p + 1)];
-    last = static_cast<__mmask16>(last ^ reached(args, p, row, lane, valid, v));
-  }
+  for (int b = 0; b < planes; ++b)  // the thresholds of which 2^b is the largest such power
+    for (int p = (1 << b) - 1; p < (1 << planes) - 1; p += 2 << b)
+      bits.of[b] = static_cast<__mmask16>(bits.of[b] ^ reached(args, p, row, lane, valid, v));
   for (int b = planes - 1; b > 0; --b) bits.of[b - 1] = static_cast<__mmask16>(bits.of[b - 1] ^ bits.of[b]);
   return bits;
 }
