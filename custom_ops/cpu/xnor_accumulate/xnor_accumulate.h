@@ -38,8 +38,8 @@ struct XnorAccumulateArgs {
 // Bits instead of accumulators: bit o of q[r] is acc[r][o] >= 0, XOR bit o of flip.
 struct XnorBitsArgs {
   XnorAccumulateArgs in;  // shift is 0, acc not used
-  uint32_t flip, valid;  // bit o of valid: filter o exists
-  uint32_t* q;           // [rows]
+  uint32_t flip, valid;   // bit o of valid: filter o exists
+  uint32_t* q;            // [rows]
 };
 
 // acc'[t * bases + m] = sum_p combine[t][p] * acc[p * bases + m], element by element; both [.][count].
