@@ -37,28 +37,28 @@ Counts = Mapping[str, float]
 # Nanoseconds.
 # measured by benchmarks/gains.py
 FLOAT: Counts = {
-    "conv": 1310,  # a float convolution
+    "conv": 1340,  # a float convolution
     "mac": 0.0185,  # a multiply-accumulate of a convolution or a product
-    "element": 0.137,  # an element that a convolution reads or writes
-    "depthwise": 0.0274,  # a multiply-accumulate of a depthwise convolution
-    "column": 0.231,  # an element of the columns that a transposed convolution adds up
-    "product": 521,  # a float matrix product
-    "sign": 434,  # a sign in floats
-    "signed": 0.545,  # an element of its input
+    "element": 0.139,  # an element that a convolution reads or writes
+    "depthwise": 0.0275,  # a multiply-accumulate of a depthwise convolution
+    "column": 0.229,  # an element of the columns that a transposed convolution adds up
+    "product": 560,  # a float matrix product
+    "sign": 448,  # a sign in floats
+    "signed": 0.549,  # an element of its input
 }
 _KERNELS: Mapping[str, tuple[float, ...]] = {
     # avx512vpopcntdq, avx512, avx2, scalar
-    "pack": (827, 782, 824, 847),  # a PackSign
-    "packed": (0.0532, 0.0541, 0.0601, 1.78),  # an element that it compares with one threshold
-    "compared": (0.211, 0.21, 0.376, 3.01),  # an element and one threshold of several
-    "node": (2050, 1970, 2040, 1840),  # an XnorConv or XnorMatMul
-    "word": (0.786, 1.33, 1.93, 12.1),  # 32 words of weights (of 32 filters) with one word of bits
-    "run": (1.13, 0.571, 1.59, 2.91),  # the same words with those of RUN rows: reading the weights
-    "levels": (0, 0, 0, 0),  # 32 words of weights with RUN rows of several bits
-    "levels_bit": (7.77, 13.6, 17.9, 107),  # the same for each of the bits
-    "to_floats": (7.41, 16.5, 10.2, 69.6),  # 32 channels of a row written as floats
-    "to_bits": (4.69, 14.3, 6.96, 61),  # 32 channels of a row written as bits
-    "placed": (2.14, 2.14, 2.15, 2.6),  # an element of a transposed convolution put in its place
+    "pack": (793, 830, 841, 865),  # a PackSign
+    "packed": (0.0524, 0.0509, 0.0585, 1.82),  # an element that it compares with one threshold
+    "compared": (0.0239, 0.0233, 0.0476, 3.09),  # an element and one threshold of several
+    "node": (1820, 2120, 2300, 2070),  # an XnorConv or XnorMatMul
+    "word": (0.923, 1.44, 2.04, 12),  # 32 words of weights (of 32 filters) with one word of bits
+    "run": (0.176, 0.179, 0.926, 2),  # the same words with those of RUN rows: reading the weights
+    "levels": (12, 12.5, 20.4, 0),  # 32 words of weights with RUN rows of several bits
+    "levels_bit": (0.265, 0.358, 0.521, 105),  # the same for each of the bits
+    "to_floats": (5.35, 15.6, 10.3, 59.3),  # 32 channels of a row written as floats
+    "to_bits": (1.88, 14, 6.91, 54.1),  # 32 channels of a row written as bits
+    "placed": (2.15, 2.11, 2.16, 2.46),  # an element of a transposed convolution put in its place
 }
 # until here
 KERNELS: Mapping[Target, Counts] = {
