@@ -72,98 +72,118 @@ LookupConv::LookupConv(const LookupAccumulateKernel& kernel, const LookupConvLay
       }
 }
 
-LookupConv::Wave LookupConv::prepare(Call& call, const Images& images) const {
-  Wave wave{images, 0, 0, 1, nullptr, 0, nullptr, nullptr, columns(images), nullptr, 0, nullptr, nullptr};
-  const int64_t row_bytes = wave.columns * pixel_bytes();
+LookupConv::Plan LookupConv::prepare(Call& call, const Images& images) const {
+  Plan plan{images, 1, 1, columns(images), 1, 0, nullptr, nullptr, nullptr, nullptr, 0, nullptr, nullptr};
+  const int64_t row_bytes = plan.columns * pixel_bytes();
   const int64_t spare = kWaveBytes / (layout_.group * row_bytes) - input_rows(1);  // beside the rows of one output
   const int64_t most = spare > 0 ? 1 + spare / layout_.strides[0] : 1;
-  wave.rows = ceil_div(images.out_height, ceil_div(images.out_height, most));
-  const int64_t in_rows = input_rows(wave.rows);
-  wave.group_bytes = in_rows * row_bytes;
-  wave.tables = call.scratch<uint8_t>(layout_.group * wave.group_bytes + kLookupStep);
-  std::fill_n(wave.tables + layout_.group * wave.group_bytes, kLookupStep, uint8_t{0});  // may be read, to no effect
-  wave.sums = call.scratch<int32_t>(checked_product(in_rows, layout_.group * wave.columns, "the sums of pixels"));
-  wave.windows =
-      call.scratch<int32_t>(checked_product(in_rows, layout_.group * images.out_width, "the sums of windows"));
+  plan.wave_rows = ceil_div(images.out_height, ceil_div(images.out_height, most));
+  // Few: bands make the rows twice that they share.
+  plan.bands = plan.wave_rows >= 28 ? 4 : plan.wave_rows >= 4 ? 2 : 1;
+  const int64_t band_rows = ceil_div(plan.wave_rows, plan.bands), in_rows = input_rows(band_rows);
+  plan.band_input_rows = in_rows;
+  plan.group_bytes = in_rows * row_bytes;
+  plan.tables = call.scratch<uint8_t>(plan.bands * plan.band_bytes(layout_.group));
+  const int64_t band_lines = plan.bands * layout_.group * in_rows;
+  plan.sums = call.scratch<int32_t>(checked_product(band_lines, plan.columns, "the sums of pixels"));
+  plan.windows = call.scratch<int32_t>(checked_product(band_lines, images.out_width, "the sums of windows"));
 
   const int64_t words = ceil_div(layout_.channels, kWordBits);
   uint32_t* border = call.scratch<uint32_t>(words);
   for (int64_t word = 0; word < words; ++word)
     border[word] = layout_.pads_high ? valid_lanes(layout_.channels, word) : 0;
   uint8_t* border_tables = call.scratch<uint8_t>(pixel_bytes());
-  kernel_.tables({border, 0, 1, 0, layout_.channels, 1, layout_.planes, border_tables, &wave.border_sum});
-  wave.border_tables = border_tables;
+  kernel_.tables({border, 0, 1, 0, layout_.channels, 1, layout_.planes, border_tables, &plan.border_sum});
+  plan.border_tables = border_tables;
 
-  int32_t* row_offset = call.scratch<int32_t>(checked_product(wave.rows, images.out_width, "the pixels"));
+  int32_t* row_offset = call.scratch<int32_t>(checked_product(band_rows, images.out_width, "the pixels"));
   const int64_t width = images.out_width;
   for (int64_t x = 0; x < width; ++x) row_offset[x] = static_cast<int32_t>(x * layout_.strides[1] * pixel_bytes());
-  for (int64_t y = 1; y < wave.rows; ++y)
+  for (int64_t y = 1; y < band_rows; ++y)
     add_to_each(row_offset, width, static_cast<int32_t>(y * layout_.strides[0] * row_bytes), row_offset + y * width);
-  wave.row_offset = row_offset;
+  plan.row_offset = row_offset;
   int32_t* k_offset = call.scratch<int32_t>(steps_);
-  wave.k_offset = k_offset;
+  plan.k_offset = k_offset;
   for (int64_t y = 0; y < layout_.kernel[0]; ++y)
     for (int64_t x = 0; x < layout_.kernel[1]; x += run_taps())
       for (int64_t step = 0; step < run_steps(); ++step)
         *k_offset++ = static_cast<int32_t>(
-            (y * layout_.dilations[0] * wave.columns + x * layout_.dilations[1]) * pixel_bytes() + step * kLookupStep);
-  return wave;
+            (y * layout_.dilations[0] * plan.columns + x * layout_.dilations[1]) * pixel_bytes() + step * kLookupStep);
+  return plan;
 }
 
-void LookupConv::make_tables(const Wave& wave, int64_t row) const {
+LookupConv::Band LookupConv::band_of(const Plan& plan, int64_t slot, int64_t image, int64_t first_row,
+                                     int64_t rows) const {
+  const int64_t lines = slot * layout_.group * plan.band_input_rows;
+  Band band{image,
+            first_row,
+            rows,
+            plan.tables + slot * plan.band_bytes(layout_.group),
+            plan.sums + lines * plan.columns,
+            plan.windows + lines * plan.images.out_width};
+  // What lookups may read past the last row, to no effect.
+  const int64_t end = input_rows(rows) * plan.columns * pixel_bytes();
+  for (int64_t group = 0; group < layout_.group; ++group)
+    std::fill_n(band.tables + group * plan.group_bytes + end, std::min<int64_t>(plan.group_bytes - end, kLookupStep),
+                uint8_t{0});
+  std::fill_n(band.tables + layout_.group * plan.group_bytes, kLookupStep, uint8_t{0});
+  return band;
+}
+
+void LookupConv::make_tables(const Plan& plan, const Band& band, int64_t row) const {
   // Between the taps of one output row and the next there may be rows of which nothing reads more than the beginning.
-  const int64_t row_bytes = wave.columns * pixel_bytes(), span = (layout_.kernel[0] - 1) * layout_.dilations[0] + 1;
+  const int64_t row_bytes = plan.columns * pixel_bytes(), span = (layout_.kernel[0] - 1) * layout_.dilations[0] + 1;
   if (row % layout_.strides[0] >= span) {
     for (int64_t group = 0; group < layout_.group; ++group)
-      std::fill_n(wave.tables + group * wave.group_bytes + row * row_bytes, std::min<int64_t>(row_bytes, kLookupStep),
+      std::fill_n(band.tables + group * plan.group_bytes + row * row_bytes, std::min<int64_t>(row_bytes, kLookupStep),
                   uint8_t{0});
     return;
   }
-  const Images& images = wave.images;
-  const int64_t y = wave.first_row * layout_.strides[0] + row - layout_.pads[0], left = layout_.pads[1];
+  const Images& images = plan.images;
+  const int64_t y = band.first_row * layout_.strides[0] + row - layout_.pads[0], left = layout_.pads[1];
   const bool inside = y >= 0 && y < images.height;
   const int64_t size = images.height * images.width, words = ceil_div(layout_.channels, kWordBits);
   const int64_t plane = layout_.group * words * size;
   for (int64_t group = 0; group < layout_.group; ++group) {
-    uint8_t* tables = wave.tables + group * wave.group_bytes + row * row_bytes;
-    int32_t* sums = wave.sums + (row * layout_.group + group) * wave.columns;
+    uint8_t* tables = band.tables + group * plan.group_bytes + row * row_bytes;
+    int32_t* sums = band.sums + (row * layout_.group + group) * plan.columns;
     const auto pad = [&](int64_t first, int64_t count) {
       for (int64_t x = first; x < first + count; ++x)
-        std::copy_n(wave.border_tables, pixel_bytes(), tables + x * pixel_bytes());
-      std::fill_n(sums + first, count, wave.border_sum);
+        std::copy_n(plan.border_tables, pixel_bytes(), tables + x * pixel_bytes());
+      std::fill_n(sums + first, count, plan.border_sum);
     };
     if (inside) {
       pad(0, left);
-      const uint32_t* x = images.x + wave.image * layout_.planes * plane + group * words * size + y * images.width;
+      const uint32_t* x = images.x + band.image * layout_.planes * plane + group * words * size + y * images.width;
       kernel_.tables({x, plane, size, 1, layout_.channels, images.width, layout_.planes, tables + left * pixel_bytes(),
                       sums + left});
       pad(left + images.width, layout_.pads[3]);
     } else {
-      pad(0, wave.columns);
+      pad(0, plan.columns);
     }
     sum_windows(sums, images.out_width, layout_.strides[1], layout_.kernel[1], layout_.dilations[1],
-                wave.windows + (row * layout_.group + group) * images.out_width);
+                band.windows + (row * layout_.group + group) * images.out_width);
   }
 }
 
-void LookupConv::accumulate(const Wave& wave, int64_t block, int64_t blocks, int64_t pixel, int64_t count,
-                            int64_t stride, int32_t* acc) const {
-  const int64_t width = wave.images.out_width, group = block / layout_.group_blocks();
+void LookupConv::accumulate(const Plan& plan, const Band& band, int64_t block, int64_t blocks, int64_t pixel,
+                            int64_t count, int64_t stride, int32_t* acc) const {
+  const int64_t width = plan.images.out_width, group = block / layout_.group_blocks();
   int32_t start[kChunkPixels];
   for (int64_t i = 0; i < count;) {
     const int64_t y = (pixel + i) / width, x = (pixel + i) % width, run = std::min(count - i, width - x);
     for (int64_t j = 0; j < run; ++j) start[i + j] = 0;
     for (int64_t tap = 0; tap < layout_.kernel[0]; ++tap) {
       const int64_t row = y * layout_.strides[0] + tap * layout_.dilations[0];
-      const int32_t* windows = wave.windows + (row * layout_.group + group) * width + x;
+      const int32_t* windows = band.windows + (row * layout_.group + group) * width + x;
       for (int64_t j = 0; j < run; ++j) start[i + j] -= windows[j];
     }
     i += run;
   }
   LookupAccumulateArgs args{};
-  args.tables = wave.tables + group * wave.group_bytes;
-  args.row_offset = wave.row_offset + pixel;
-  args.k_offset = wave.k_offset;
+  args.tables = band.tables + group * plan.group_bytes;
+  args.row_offset = plan.row_offset + pixel;
+  args.k_offset = plan.k_offset;
   args.steps = static_cast<int32_t>(steps_);
   args.w = weights_.get() + block * layout_.bases * args.steps * format_.step_weights();
   args.start = start;

@@ -1,8 +1,8 @@
 // Convolutions of low-bit activations by table lookup (cpu/lookup_accumulate): planes of bits that `combine` merges
 // into unsigned integers, times one or more bases of +-1 weights.
 //
-// A call goes over waves: runs of output rows whose input rows' tables fit in the second-level cache.  The tables of a
-// wave are made, then all filters look up in them; threads share the rows, then the filters and pixels.
+// A call goes over bands of output rows: the tables of the input rows that a band needs are made, then all filters look
+// up in them.  Threads share the bands; where there are too few rows, they share the work on one.
 #pragma once
 
 #include <algorithm>
@@ -54,25 +54,36 @@ class LookupConv {
   // Whole tiles of the lookups and whole vectors of the epilogue, as kChunkPixels of XnorConv.
   static constexpr int64_t kChunkPixels = 112;
 
-  struct Wave {
+  // What the bands of a call have in common.
+  struct Plan {
     const Images& images;
+    int64_t wave_rows, bands;      // rows of outputs done together; bands that they are cut in
+    int64_t columns;               // of the padded input
+    int64_t band_input_rows;       // of the largest band
+    int64_t group_bytes;           // of the tables of a band and group
+    uint8_t* tables;               // [bands]
+    int32_t *sums, *windows;       // [bands]
+    const uint8_t* border_tables;  // of one pixel of padding of a group
+    int32_t border_sum;
+    const int32_t* row_offset;  // [outputs of the largest band]
+    const int32_t* k_offset;    // [steps]
+
+    int64_t band_bytes(int64_t group) const { return round_up(group * group_bytes + kLookupStep, 64); }
+  };
+  // Some rows of outputs of an image.  Nobody else makes or reads its tables where there are several bands: a table
+  // that another core has made is slow to read.
+  struct Band {
     int64_t image, first_row, rows;  // of outputs
     uint8_t* tables;                 // [group][input_rows(rows)][columns][pixel_bytes]
-    int64_t group_bytes;             // of the tables of a group
     int32_t* sums;                   // [input_rows(rows)][group][columns]
     int32_t* windows;                // [input_rows(rows)][group][out_width]: sums under a row of the kernel
-    int64_t columns;                 // of the padded input
-    const uint8_t* border_tables;    // of one pixel of padding of a group
-    int32_t border_sum;
-    const int32_t* row_offset;  // [rows x out_width]
-    const int32_t* k_offset;    // [steps]
   };
-  // What the waves of a call have in common, and the rows of each but the last.
-  Wave prepare(Call& call, const Images& images) const;
-  void make_tables(const Wave& wave, int64_t row) const;
+  Plan prepare(Call& call, const Images& images) const;
+  Band band_of(const Plan& plan, int64_t slot, int64_t image, int64_t first_row, int64_t rows) const;
+  void make_tables(const Plan& plan, const Band& band, int64_t row) const;
   // The accumulators of `blocks` blocks from `block` on, which begin a unit: [blocks][bases][stride].
-  void accumulate(const Wave& wave, int64_t block, int64_t blocks, int64_t pixel, int64_t count, int64_t stride,
-                  int32_t* acc) const;
+  void accumulate(const Plan& plan, const Band& band, int64_t block, int64_t blocks, int64_t pixel, int64_t count,
+                  int64_t stride, int32_t* acc) const;
 
   int64_t columns(const Images& images) const { return images.width + layout_.pads[1] + layout_.pads[3]; }
   int64_t pixel_bytes() const { return format_.pixel_bytes(layout_.channels); }  // of one group
@@ -94,35 +105,45 @@ class LookupConv {
 
 template <class Finish>
 void LookupConv::run(Call& call, const Images& images, int64_t scratch_words, const Finish& finish) const {
-  Wave wave = prepare(call, images);
-  const int64_t rows = wave.rows, units = layout_.group * units_of_group();
+  const Plan plan = prepare(call, images);
+  const int64_t units = layout_.group * units_of_group();
   const int64_t unit_bases = std::min(unit_, layout_.group_blocks()) * layout_.bases;
   const int64_t pixel_words = checked_product(kWordBits, unit_bases, "the accumulators of one pixel") + scratch_words;
   const int64_t fitting = std::min(kChunkPixels, kStackWords / pixel_words / 16 * 16);
   const int64_t most = std::max<int64_t>(fitting, 16);
-  for (wave.image = 0; wave.image < images.count; ++wave.image)
-    for (wave.first_row = 0; wave.first_row < images.out_height; wave.first_row += rows) {
-      wave.rows = std::min(rows, images.out_height - wave.first_row);
-      call.parallel_for(input_rows(wave.rows), [&](int64_t row) { make_tables(wave, row); });
-      // Enough tasks to share out evenly, of whole vectors of the epilogue.
-      constexpr int64_t kTasks = 8;
-      const int64_t pixels = wave.rows * images.out_width;
-      const int64_t chunk = std::min(most, round_up(ceil_div(pixels, ceil_div(kTasks, units)), 16));
-      const int64_t chunks = ceil_div(pixels, chunk), stride = chunk * kWordBits;
-      call.parallel_for(units * chunks, [&](int64_t item) {
-        alignas(64) int32_t stack[kStackWords];
-        AlignedArray<int32_t> heap;
-        if (fitting < 16) heap = aligned_array<int32_t>(pixel_words * most);
-        int32_t* acc = heap ? heap.get() : stack;
-        const int64_t unit = item / chunks, pixel = item % chunks * chunk, count = std::min(chunk, pixels - pixel);
-        const int64_t first = unit % units_of_group() * unit_, group = unit / units_of_group();
-        const int64_t block = group * layout_.group_blocks() + first;
-        const int64_t blocks = std::min(unit_, layout_.group_blocks() - first);
-        accumulate(wave, block, blocks, pixel, count, stride, acc);
-        for (int64_t i = 0; i < blocks; ++i)
-          finish(Accumulators{acc + i * layout_.bases * stride, stride, wave.image, block + i,
-                              wave.first_row * images.out_width + pixel, count},
-                 acc + unit_bases * stride);
+  const auto for_each = [&call](bool shared, int64_t count, const auto& body) {
+    if (shared) return call.parallel_for(count, body);
+    for (int64_t i = 0; i < count; ++i) body(i);
+  };
+
+  const auto do_band = [&](const Band& band, bool shared) {
+    for_each(shared, input_rows(band.rows), [&](int64_t row) { make_tables(plan, band, row); });
+    // Enough tasks to share out, of whole vectors of the epilogue.
+    const int64_t tasks = shared ? 8 : 1, pixels = band.rows * images.out_width;
+    const int64_t chunk = std::min(most, round_up(ceil_div(pixels, ceil_div(tasks, units)), 16));
+    const int64_t chunks = ceil_div(pixels, chunk), stride = chunk * kWordBits;
+    for_each(shared, units * chunks, [&](int64_t item) {
+      alignas(64) int32_t stack[kStackWords];
+      AlignedArray<int32_t> heap;
+      if (fitting < 16) heap = aligned_array<int32_t>(pixel_words * most);
+      int32_t* acc = heap ? heap.get() : stack;
+      const int64_t unit = item / chunks, pixel = item % chunks * chunk, count = std::min(chunk, pixels - pixel);
+      const int64_t first = unit % units_of_group() * unit_, group = unit / units_of_group();
+      const int64_t block = group * layout_.group_blocks() + first;
+      const int64_t blocks = std::min(unit_, layout_.group_blocks() - first);
+      accumulate(plan, band, block, blocks, pixel, count, stride, acc);
+      for (int64_t i = 0; i < blocks; ++i)
+        finish(Accumulators{acc + i * layout_.bases * stride, stride, band.image, block + i,
+                            band.first_row * images.out_width + pixel, count},
+               acc + unit_bases * stride);
+    });
+  };
+  for (int64_t image = 0; image < images.count; ++image)
+    for (int64_t first = 0; first < images.out_height; first += plan.wave_rows) {
+      const int64_t rows = std::min(plan.wave_rows, images.out_height - first), bands = std::min(plan.bands, rows);
+      for_each(bands > 1, bands, [&](int64_t i) {
+        const int64_t begin = rows * i / bands, end = rows * (i + 1) / bands;
+        do_band(band_of(plan, i, image, first + begin, end - begin), bands == 1);
       });
     }
 }
