@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from networks import Builder
 from onnx import TensorProto, helper
@@ -152,7 +153,9 @@ SLOPES = [(1.0, 0.25, 1e-30, np.nextafter(np.float32(1), np.float32(0))), (0.0, 
 def test_prelu_in_other_operators_keeps_every_bit(slopes: tuple[float, ...]) -> None:
     """A PRelu that no epilogue takes, because two layers read what is in front of it."""
     tiny, huge = np.finfo(np.float32).smallest_subnormal, np.finfo(np.float32).max
-    special = np.asarray([0.0, 1.0, tiny, 3e-38, 1e-20, 1.5, huge, np.inf], np.float32)
+    # onnxruntime 1.20's own PRelu makes NaN of infinity: there it has no bits to keep.
+    largest = np.inf if tuple(map(int, ort.__version__.split(".")[:2])) > (1, 20) else huge
+    special = np.asarray([0.0, 1.0, tiny, 3e-38, 1e-20, 1.5, huge, largest], np.float32)
     b = Ideal(0)
     x = b.input(1, 4, 2, 8, values=np.broadcast_to(np.stack([special, -special]), (1, 4, 2, 8)).copy())
     y = b.node("PRelu", x, b.constant(np.asarray(slopes).reshape(4, 1, 1)))
