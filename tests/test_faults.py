@@ -140,9 +140,13 @@ def test_a_file_of_another_kind_is_named(kind: str, tmp_path: Path, command: Com
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of git-lfs, .* run `git lfs pull`"),
-        (gzip.compress(b"model"), "an archive: unpack it"),
-        (lzma.compress(b"model"), "an archive: unpack it"),
+        pytest.param(
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "a pointer of git-lfs, .* run `git lfs pull`",
+            id="git-lfs",
+        ),
+        pytest.param(gzip.compress(b"model"), "an archive: unpack it", id="gzip"),
+        pytest.param(lzma.compress(b"model"), "an archive: unpack it", id="xz"),
     ],
 )
 def test_a_file_that_leads_to_a_model_is_told_from_one(
