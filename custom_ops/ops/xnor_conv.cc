@@ -1,16 +1,16 @@
 // XnorConv(P, W, epilogue...; channels, group, strides, pads, dilations, pad_value, x_low, dtype) -> Y, Q
 //
-// A call: copy the activations where there is padding (or where a group's channels do not start at a word); then, for
-// each block of 32 output channels and run of output pixels, accumulate, turn the accumulators to channels x pixels,
-// apply the epilogue and pack.
+// A call: copy the activations where their words are paired (or where a group's channels do not start at a word); then,
+// for each block of 32 output channels and run of output pixels, accumulate, turn the accumulators to channels x
+// pixels, apply the epilogue and pack.
 #include <algorithm>
 #include <array>
 #include <optional>
 
 #include "cpu/xnor_accumulate/xnor_accumulate.h"
+#include "ops/conv_taps.h"
 #include "ops/epilogue.h"
 #include "ops/lookup_conv.h"
-#include "ops/offsets.h"
 #include "ops/ops.h"
 #include "ops/xnor_weights.h"
 
@@ -40,14 +40,6 @@ struct ConvAttributes {
 
   int64_t group_channels() const { return channels / group; }
   bool padded() const { return pads[0] || pads[1] || pads[2] || pads[3]; }
-  // Out-of-bounds taps read words of zeros or ones; what they should contribute beyond that is this, times their
-  // weights.
-  int64_t border_correction() const {
-    if (x_low == -1 && pad_value == 0) return 1;
-    if (x_low == 0 && pad_value == -1) return -1;
-    return 0;
-  }
-  bool corrects_borders() const { return padded() && border_correction() != 0; }
 };
 
 struct ConvShapes {
@@ -133,33 +125,6 @@ ConvShapes check_conv(const ConvAttributes& attributes, const Shape* shapes) {
   if (out.q.fully_known()) element_count(out.q, "output Q");
   return out;
 }
-
-// The kernel taps in bounds for one output row or column: [begin, end).
-struct TapRange {
-  int32_t begin, end;
-  bool operator==(const TapRange& other) const { return begin == other.begin && end == other.end; }
-};
-
-// The distinct ranges along one axis, and which of them each output position has.
-struct BorderClasses {
-  std::vector<TapRange> ranges;
-  std::vector<int32_t> of_position;
-
-  BorderClasses(const ConvAttributes& attributes, const ConvShapes& shapes, int axis, int64_t size) {
-    const int64_t kernel = shapes.kernel[axis], dilation = attributes.dilations[axis];
-    const auto taps_before = [&](int64_t distance) {  // taps whose offset is less than `distance`
-      if (distance <= 0) return int32_t{0};
-      return static_cast<int32_t>(distance > (kernel - 1) * dilation ? kernel : ceil_div(distance, dilation));
-    };
-    of_position.reserve(static_cast<size_t>(shapes.y.dim[2 + axis]));
-    for (int64_t i = 0; i < shapes.y.dim[2 + axis]; ++i) {
-      const int64_t pad_left = attributes.pads[axis] - i * attributes.strides[axis];
-      const TapRange range{taps_before(pad_left), taps_before(pad_left + size)};
-      if (ranges.empty() || !(ranges.back() == range)) ranges.push_back(range);  // both ends only fall: none returns
-      of_position.push_back(static_cast<int32_t>(ranges.size()) - 1);
-    }
-  }
-};
 
 // acc >= integer_threshold(t) is float(acc) >= t, for every |acc| < 2^24.  The thresholds that are always or never
 // reached are 2^26 away: differences of them and accumulators do not overflow.
@@ -253,8 +218,12 @@ class XnorConv {
       call.parallel_for(layout.blocks, [&](int64_t block) { fill_weights(s, in, layout, weights, block); });
     }
     Job job{outputs, layout, weights};
+    job.counts_to_bits = counts_suffice(job);
+    const Tiling tiling(*this, job);
+    const ConvTaps taps(call, geometry(in[kP].shape, job), tiling.chunk);
+    job.taps = &taps;
     prepare(call, in[kP], job);
-    run(call, job);
+    run(call, job, tiling);
   }
 
  private:
@@ -272,12 +241,10 @@ class XnorConv {
   struct Job : Outputs {
     const XnorWeightsLayout& layout;
     const XnorWeights& weights;
-    // Activations, padded: [N][planes][plane_words][height][width]
-    const uint32_t* x = nullptr;
-    int64_t plane_words = 0, group_stride = 0, height = 0, width = 0;
-    const int32_t *row_offset = nullptr, *row_class = nullptr, *k_offset = nullptr;
+    const ConvTaps* taps = nullptr;
+    const uint32_t* x = nullptr;  // activations, [N][planes][plane_words][plane]
+    int64_t plane_words = 0, group_stride = 0, plane = 0;
     const int32_t* base = nullptr;  // [blocks][classes][32]
-    int64_t classes = 1;
     // Bits straight from the counts: a set bit is base >= count, where base holds (base - threshold) / 2^shift.
     bool counts_to_bits = false;
     uint32_t* flips = nullptr;  // [blocks]
@@ -341,7 +308,8 @@ class XnorConv {
     layout.kernel[1] = s.kernel[1];
     layout.x_low = attributes_.x_low;
     layout.masked = !mask_is_neutral(in[kMask], 1, layout.length);
-    layout.tap_sums = attributes_.corrects_borders();
+    layout.padded = attributes_.padded();
+    layout.pad_value = attributes_.pad_value;
     layout.paired = xnor_.pairs && !layout.masked && layout.words() > 1;
     return layout;
   }
@@ -360,89 +328,69 @@ class XnorConv {
                std::min<int64_t>(kWordBits, group_out(s) - first_in_group));
   }
 
-  // Activations in the order the kernel reads them, and the tables of offsets and border classes.
+  ConvGeometry geometry(const Shape& p, const Job& job) const {
+    ConvGeometry out{};
+    for (int i = 0; i < 2; ++i) {
+      out.kernel[i] = job.s.kernel[i];
+      out.strides[i] = attributes_.strides[i];
+      out.dilations[i] = attributes_.dilations[i];
+      out.pads[i] = attributes_.pads[i];
+      out.in[i] = p.dim[2 + i];
+      out.out[i] = job.s.y.dim[2 + i];
+    }
+    out.words = job.layout.words();
+    out.paired = job.layout.paired;
+    return out;
+  }
+
+  // Activations in the order the kernel reads them, the tables of pixels, and what counting starts from.
   void prepare(Call& call, const Tensor& p, Job& job) const {
-    const ConvShapes& s = job.s;
     const int64_t words = this->words(), group_words = job.layout.words();
-    const int64_t in_height = p.shape.dim[2], in_width = p.shape.dim[3];
-    job.height = in_height + attributes_.pads[0] + attributes_.pads[2];
-    job.width = in_width + attributes_.pads[1] + attributes_.pads[3];
+    job.plane = p.shape.dim[2] * p.shape.dim[3];
     job.plane_words = moves_bits() ? attributes_.group * group_words : words;
     job.group_stride = group_words;
-    const int64_t planes = p.shape.dim[0] * s.planes * job.plane_words;
-    const int64_t plane_size = checked_product(job.height, job.width, "the padded input");
-    const bool copied = moves_bits() || attributes_.padded() || job.layout.paired;
-    uint32_t* copy = copied ? call.scratch<uint32_t>(checked_product(planes, plane_size, "the padded input")) : nullptr;
+    const int64_t planes = p.shape.dim[0] * job.s.planes * job.plane_words;
+    const bool copied = moves_bits() || job.layout.paired;
+    uint32_t* copy =
+        copied ? call.scratch<uint32_t>(checked_product(planes, job.plane, "the copied activations")) : nullptr;
     job.x = copied ? copy : p.as<uint32_t>();
-
-    const int64_t rows = s.y.dim[2], columns = s.y.dim[3];
-    int32_t* row_offset = call.scratch<int32_t>(job.pixels());
-    int32_t* column_offset = call.scratch<int32_t>(columns);
-    const int64_t stride = std::min(attributes_.strides[1], job.width);
-    for (int64_t x = 0; x < columns; ++x) column_offset[x] = static_cast<int32_t>(x * stride);
-    for (int64_t y = 0; y < rows; ++y)
-      add_to_each(column_offset, columns, static_cast<int32_t>(y * attributes_.strides[0] * job.width),
-                  row_offset + y * columns);
-    job.row_offset = row_offset;
-    int32_t* k_offset = call.scratch<int32_t>(job.layout.k_words());
-    job.k_offset = k_offset;
-    for (int64_t y = 0; y < s.kernel[0]; ++y)
-      for (int64_t x = 0; x < s.kernel[1]; ++x)
-        for (int64_t c = 0; c < group_words; ++c)
-          k_offset[job.layout.position(y * s.kernel[1] + x, c)] = static_cast<int32_t>(
-              c * plane_size + y * attributes_.dilations[0] * job.width + x * attributes_.dilations[1]);
 
     const int64_t pair = job.layout.paired ? 2 : 1;  // words of a group that are copied together
     const int64_t pairs_of_group = ceil_div(group_words, pair);
     const int64_t copies = copied ? planes / group_words * pairs_of_group : 0;
     const auto copy_words = [&](int64_t item) {
       const int64_t in_group = item % pairs_of_group * pair, first = item / pairs_of_group * group_words + in_group;
-      uint32_t* out = copy + first * plane_size;
-      copy_plane<false>(p.as<uint32_t>(), first, in_height, in_width, job, nullptr, out);
+      uint32_t* out = copy + first * job.plane;
+      copy_plane(p.as<uint32_t>(), first, job, nullptr, out);
       if (pair == 2 && in_group + 1 < group_words)
-        copy_plane<true>(p.as<uint32_t>(), first + 1, in_height, in_width, job, out, out + plane_size);
+        copy_plane(p.as<uint32_t>(), first + 1, job, out, out + job.plane);
     };
-    job.counts_to_bits = counts_suffice(job);
-    std::optional<BorderClasses> vertical, horizontal;
-    if (job.layout.tap_sums) {
-      vertical.emplace(attributes_, s, 0, in_height);
-      horizontal.emplace(attributes_, s, 1, in_width);
-      const int64_t class_columns = static_cast<int64_t>(horizontal->ranges.size());
-      job.classes = checked_product(static_cast<int64_t>(vertical->ranges.size()), class_columns, "the border classes");
-      int32_t* row_class = call.scratch<int32_t>(job.pixels());
-      for (int64_t y = 0; y < rows; ++y) {
-        const int64_t first = vertical->of_position[static_cast<size_t>(y)] * class_columns;
-        add_to_each(horizontal->of_position.data(), columns, static_cast<int32_t>(first), row_class + y * columns);
-      }
-      job.row_class = row_class;
-    }
-    if (!job.layout.tap_sums && !job.counts_to_bits) {
-      job.base = job.weights.base;
-      if (copies) call.parallel_for(copies, copy_words);
-      return;
-    }
-    const int64_t block_bases = job.classes * kWordBits;
-    int32_t* base = call.scratch<int32_t>(checked_product(job.layout.blocks, block_bases, "the border classes"));
+
+    const bool own_bases = job.layout.padded || job.counts_to_bits;
+    const int64_t block_bases = checked_product(job.taps->classes(), kWordBits, "the border classes");
+    int32_t* base =
+        own_bases ? call.scratch<int32_t>(checked_product(job.layout.blocks, block_bases, "the border classes"))
+                  : job.weights.base;
     job.base = base;
     if (job.counts_to_bits) job.flips = call.scratch<uint32_t>(job.layout.blocks);
-    call.parallel_for(copies + job.layout.blocks, [&](int64_t item) {
-      if (item < copies) return copy_words(item);
-      const int64_t block = item - copies;
+    const auto make_bases = [&](int64_t block) {
       int32_t* block_base = base + block * block_bases;
-      if (job.layout.tap_sums)
-        border_bases(job, *vertical, *horizontal, block, block_base);
-      else
-        std::copy_n(job.weights.base + block * kWordBits, kWordBits, block_base);
+      class_bases(job, block, block_base);
       if (job.counts_to_bits) subtract_thresholds(job, block, block_base);
+    };
+
+    const int64_t chunks = job.taps->chunks(), bases = own_bases ? job.layout.blocks : 0;
+    call.parallel_for(chunks + copies + bases, [&](int64_t item) {
+      if (item < chunks) return job.taps->fill(item);
+      item -= chunks;
+      item < copies ? copy_words(item) : make_bases(item - copies);
     });
   }
 
-  // One plane of words with its border; for a group that does not start at a word, its bits moved to do so.  Of a pair
-  // the second is copied as its XOR with the `first`.
-  template <bool second>
-  void copy_plane(const uint32_t* p, int64_t plane, int64_t in_height, int64_t in_width, const Job& job,
-                  const uint32_t* first, uint32_t* out) const {
-    const int64_t size = in_height * in_width, words = this->words();
+  // One plane of words; for a group that does not start at a word, its bits moved to do so.  Of a pair the second is
+  // copied as its XOR with the `first`.
+  void copy_plane(const uint32_t* p, int64_t plane, const Job& job, const uint32_t* first, uint32_t* out) const {
+    const int64_t size = job.plane, words = this->words();
     const int64_t image = plane / job.plane_words, word = plane % job.plane_words;
     const int64_t length = moves_bits() ? attributes_.group_channels() : attributes_.channels;
     const int64_t length_words = ceil_div(length, kWordBits);
@@ -451,53 +399,42 @@ class XnorConv {
     const uint32_t* low = p + (image * words + bit / kWordBits) * size;
     const int64_t shift = bit % kWordBits;
     const bool spills = shift != 0 && bit / kWordBits + 1 < words;
-    // The word before the second of a pair is whole.
-    const uint32_t border = attributes_.pad_value == 1 ? (second ? ~valid : valid) : 0;
-    const auto copy_row = [&](auto word_at) {
-      const uint32_t* __restrict with = first;
+    const auto copy = [&](auto word_at) {
       uint32_t* __restrict to = out;
-      for (int64_t x = 0; x < in_width; ++x) to[x] = (word_at(x) & valid) ^ (second ? with[x] : 0);
-    };
-    const auto skip = [&](int64_t count) {
-      out += count;
-      if (second) first += count;
-    };
-    const auto pad = [&](int64_t count) {
-      std::fill_n(out, count, border);
-      skip(count);
-    };
-    pad(attributes_.pads[0] * job.width);
-    for (int64_t y = 0; y < in_height; ++y, low += in_width) {
-      pad(attributes_.pads[1]);
-      if (shift == 0)
-        copy_row([low](int64_t x) { return low[x]; });
-      else if (!spills)
-        copy_row([=](int64_t x) { return low[x] >> shift; });
+      const uint32_t* __restrict with = first;
+      if (with)
+        for (int64_t i = 0; i < size; ++i) to[i] = (word_at(i) & valid) ^ with[i];
       else
-        copy_row([=](int64_t x) { return low[x] >> shift | low[size + x] << (kWordBits - shift); });
-      skip(in_width);
-      pad(attributes_.pads[3]);
-    }
-    pad(attributes_.pads[2] * job.width);
+        for (int64_t i = 0; i < size; ++i) to[i] = word_at(i) & valid;
+    };
+    if (shift == 0)
+      copy([low](int64_t i) { return low[i]; });
+    else if (!spills)
+      copy([=](int64_t i) { return low[i] >> shift; });
+    else
+      copy([=](int64_t i) { return low[i] >> shift | low[size + i] << (kWordBits - shift); });
   }
 
-  void border_bases(const Job& job, const BorderClasses& vertical, const BorderClasses& horizontal, int64_t block,
-                    int32_t* __restrict base) const {
+  // The base of every class of pixels: that of all taps, plus what those that are not in the padding add to it there,
+  // less what all would.
+  void class_bases(const Job& job, int64_t block, int32_t* __restrict base) const {
+    const int32_t* all_taps = job.weights.base + block * kWordBits;
+    if (!job.layout.padded) {
+      std::copy_n(all_taps, kWordBits, base);
+      return;
+    }
     const int64_t row = (job.s.kernel[1] + 1) * kWordBits;
     const int32_t* corners = job.weights.corners + block * job.layout.corners() * kWordBits;
-    const int32_t* inside = job.weights.base + block * kWordBits;
     const int32_t* all = corners + job.s.kernel[0] * row + job.s.kernel[1] * kWordBits;
-    const int32_t sign = attributes_.border_correction() < 0 ? -1 : 0;  // (v ^ -1) - -1 is -v
-    for (const TapRange& v : vertical.ranges)
-      for (const TapRange& h : horizontal.ranges) {
-        const int32_t* bottom_right = corners + v.end * row + h.end * kWordBits;
-        const int32_t* top_right = corners + v.begin * row + h.end * kWordBits;
-        const int32_t* bottom_left = corners + v.end * row + h.begin * kWordBits;
-        const int32_t* top_left = corners + v.begin * row + h.begin * kWordBits;
-        for (int lane = 0; lane < kWordBits; ++lane) {
-          const int32_t outside = all[lane] - bottom_right[lane] + top_right[lane] + bottom_left[lane] - top_left[lane];
-          base[lane] = inside[lane] + ((outside ^ sign) - sign);
-        }
+    for (const TapRun& v : job.taps->row_runs())
+      for (const TapRun& h : job.taps->column_runs()) {
+        const int32_t* bottom_right = corners + v.tap_end * row + h.tap_end * kWordBits;
+        const int32_t* top_right = corners + v.tap_begin * row + h.tap_end * kWordBits;
+        const int32_t* bottom_left = corners + v.tap_end * row + h.tap_begin * kWordBits;
+        const int32_t* top_left = corners + v.tap_begin * row + h.tap_begin * kWordBits;
+        for (int lane = 0; lane < kWordBits; ++lane)
+          base[lane] = all_taps[lane] - all[lane] + bottom_right[lane] - top_right[lane] - bottom_left[lane] +
+                       top_left[lane];
         base += kWordBits;
       }
   }
@@ -508,7 +445,7 @@ class XnorConv {
         integer_thresholds(job, 0, channel_of(job.s, block), channels_of(job.s, block));
     const int32_t shift = this->shift();
     job.flips[block] = thresholds.flip;
-    for (int64_t i = 0; i < job.classes; ++i, base += kWordBits)
+    for (int64_t i = 0; i < job.taps->classes(); ++i, base += kWordBits)
       for (int lane = 0; lane < kWordBits; ++lane) base[lane] = (base[lane] - thresholds.of[lane]) >> shift;
   }
 
@@ -517,27 +454,43 @@ class XnorConv {
   static constexpr int64_t kChunkPixels = 112;
   static constexpr int64_t kStackWords = 16384;
 
-  void run(Call& call, const Job& job) const {
-    const ConvShapes& s = job.s;
-    const int64_t in_terms = s.planes * s.bases, out_terms = job.combine.outputs * s.bases;
-    const int64_t pixel_words = checked_product(kWordBits, in_terms + 2 * out_terms, "the accumulators of one pixel");
-    const int64_t fitting = kStackWords / pixel_words / 16 * 16;
-    const int64_t chunk = std::min(std::max<int64_t>(fitting, 16), std::min(kChunkPixels, round_up(job.pixels(), 16)));
-    const int64_t chunks = ceil_div(job.pixels(), chunk);
-    // Enough tasks to share out evenly; the channel block is outermost so that its weights stay in the cache.
-    constexpr int64_t kTasks = 16;
-    const int64_t block_tasks = s.y.dim[0] * attributes_.group * group_blocks(s);
-    const int64_t splits = std::min(chunks, ceil_div(kTasks, block_tasks));
+  // How a call is cut up: for each image and block of 32 output channels, runs of chunks of pixels.
+  struct Tiling {
+    int64_t chunk, splits;
+    int64_t block_tasks;
+    int64_t heap_words = 0;  // accumulators that the stack does not hold
 
+    Tiling(const XnorConv& conv, const Job& job) {
+      const ConvShapes& s = job.s;
+      const int64_t pixels = job.pixels();
+      const int64_t in_terms = s.planes * s.bases, out_terms = job.combine.outputs * s.bases;
+      const int64_t pixel_words = checked_product(kWordBits, in_terms + 2 * out_terms, "the accumulators of one pixel");
+      const int64_t fitting = kStackWords / pixel_words / 16 * 16;
+      chunk = std::min(std::max<int64_t>(fitting, 16), std::min(kChunkPixels, round_up(pixels, 16)));
+      // Enough tasks to share out evenly; the channel block is outermost so that its weights stay in the cache.
+      constexpr int64_t kTasks = 16;
+      block_tasks = s.y.dim[0] * conv.attributes_.group * conv.group_blocks(s);
+      splits = std::min(ceil_div(pixels, chunk), ceil_div(kTasks, block_tasks));
+      if (job.counts_to_bits) {  // no accumulators
+        chunk = ceil_div(pixels, splits);
+        splits = ceil_div(pixels, chunk);
+      } else if (fitting < 16) {
+        heap_words = pixel_words * chunk;
+      }
+    }
+  };
+
+  void run(Call& call, const Job& job, const Tiling& tiling) const {
     float* whole_v = whole_values(call, job);
-    call.parallel_for(block_tasks * splits, [&](int64_t item) {
+    const int64_t chunks = job.taps->chunks(), splits = tiling.splits;
+    call.parallel_for(tiling.block_tasks * splits, [&](int64_t item) {
       alignas(64) int32_t stack[kStackWords];
       AlignedArray<int32_t> heap;
-      if (fitting < 16) heap = aligned_array<int32_t>(pixel_words * chunk);
+      if (tiling.heap_words) heap = aligned_array<int32_t>(tiling.heap_words);
       int32_t* scratch = heap ? heap.get() : stack;
       const int64_t split = item % splits, block = item / splits;
       for (int64_t c = chunks * split / splits; c < chunks * (split + 1) / splits; ++c)
-        run_chunk(job, block, c * chunk, std::min(chunk, job.pixels() - c * chunk), chunk, scratch, whole_v);
+        run_chunk(job, block, c, tiling.chunk, scratch, whole_v);
     });
     if (whole_v) pack_whole(call, job, whole_v);
   }
@@ -549,21 +502,26 @@ class XnorConv {
                                                     : call.scratch<float>(element_count(out.s.y, "output Y"));
   }
 
-  void run_chunk(const Job& job, int64_t block_of_batch, int64_t pixel, int64_t count, int64_t chunk, int32_t* scratch,
+  void run_chunk(const Job& job, int64_t block_of_batch, int64_t index, int64_t chunk, int32_t* scratch,
                  float* whole_v) const {
     const ConvShapes& s = job.s;
     const int64_t blocks = attributes_.group * group_blocks(s);
     const int64_t n = block_of_batch / blocks, block = block_of_batch % blocks;
-    const int64_t size = chunk * kWordBits;
-    if (job.counts_to_bits)
-      return xnor_.bits({accumulation(job, n, 0, 0, block, pixel, count, nullptr), job.flips[block],
-                         valid_lanes(channels_of(s, block), 0), words_of(job, n, block, pixel)});
+    const int64_t pixel = index * chunk, count = job.taps->pixels_of(index);
+    if (job.counts_to_bits) {
+      const uint32_t flip = job.flips[block], valid = valid_lanes(channels_of(s, block), 0);
+      uint32_t* q = words_of(job, n, block, pixel);
+      return job.taps->for_each_class(index, accumulation(job, n, 0, 0, block, nullptr),
+                                      [&](const XnorAccumulateArgs& in) { xnor_.bits({in, flip, valid, q}); });
+    }
 
+    const int64_t size = chunk * kWordBits;
     int32_t* acc = scratch;
     scratch += s.planes * s.bases * size;
     for (int64_t p = 0; p < s.planes; ++p)
       for (int64_t m = 0; m < s.bases; ++m)
-        xnor_.accumulate(accumulation(job, n, p, m, block, pixel, count, acc + (p * s.bases + m) * size));
+        job.taps->for_each_class(index, accumulation(job, n, p, m, block, acc + (p * s.bases + m) * size),
+                                 xnor_.accumulate);
     if (!job.combine.identity) {
       xnor_.combine({acc, scratch, job.combine.matrix.data(), job.combine.outputs, s.planes, s.bases, size});
       acc = scratch;
@@ -612,24 +570,17 @@ class XnorConv {
     if (q) pack_rows(job, n, channel, channels, pixel, count, v, v_stride, q);
   }
 
-  // Plane p of image n times weight basis m, for one block of filters and a run of pixels.
-  XnorAccumulateArgs accumulation(const Job& job, int64_t n, int64_t p, int64_t m, int64_t block, int64_t pixel,
-                                  int64_t count, int32_t* acc) const {
+  // Plane p of image n times weight basis m, for one block of filters.
+  XnorAccumulateArgs accumulation(const Job& job, int64_t n, int64_t p, int64_t m, int64_t block, int32_t* acc) const {
     const int64_t group = block / group_blocks(job.s);
     const int64_t filters = m * attributes_.group * group_blocks(job.s) + block;
     XnorAccumulateArgs args{};
-    args.x = job.x + ((n * job.s.planes + p) * job.plane_words + group * job.group_stride) * job.height * job.width;
-    args.row_offset = job.row_offset + pixel;
-    args.k_offset = job.k_offset;
+    args.x = job.x + ((n * job.s.planes + p) * job.plane_words + group * job.group_stride) * job.plane;
     args.w = job.weights.words + filters * job.layout.k_words() * kWordBits;
     if (job.layout.masked) args.mask = job.weights.mask + filters * job.layout.k_words() * kWordBits;
-    args.base = job.base + filters * job.classes * kWordBits;
-    if (job.row_class) args.row_class = job.row_class + pixel;
+    args.base = job.base + filters * job.taps->classes() * kWordBits;
     args.acc = acc;
     args.acc_stride = kWordBits;
-    args.rows = count;
-    args.k_words = static_cast<int32_t>(job.layout.k_words());
-    args.pairs = static_cast<int32_t>(job.layout.pairs());
     args.shift = job.counts_to_bits ? 0 : shift();
     return args;
   }

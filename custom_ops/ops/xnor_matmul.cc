@@ -224,7 +224,8 @@ class XnorMatMul {
     void* y;
     uint32_t* q;
     int64_t batches = 1, rows = 1;
-    const int32_t *row_offset = nullptr, *k_offset = nullptr;
+    const int32_t* row_offset = nullptr;
+    const XnorWord* k_words = nullptr;
     // Where activations are looked up: the tables of the rows from first_row on.
     LookupMatMul::Rows tables{};
     int64_t first_row = 0;
@@ -405,10 +406,10 @@ class XnorMatMul {
     const int64_t a_words = job.in[kA].shape.back();
     int32_t* row_offset = call.scratch<int32_t>(std::min(job.rows, kTileRows));
     for (int64_t i = 0; i < std::min(job.rows, kTileRows); ++i) row_offset[i] = static_cast<int32_t>(i * a_words);
-    int32_t* k_offset = call.scratch<int32_t>(attributes_.words());
-    for (int64_t i = 0; i < attributes_.words(); ++i) k_offset[i] = static_cast<int32_t>(i);
+    XnorWord* k_words = call.scratch<XnorWord>(attributes_.words());
+    for (int32_t i = 0; i < attributes_.words(); ++i) k_words[i] = {i, i * kWordBits};
     job.row_offset = row_offset;
-    job.k_offset = k_offset;
+    job.k_words = k_words;
 
     const int64_t out_terms = job.combine.outputs * s.bases;
     const int64_t terms =
@@ -471,14 +472,14 @@ class XnorMatMul {
             XnorAccumulateArgs args{};
             args.x = x + p * attributes_.words();
             args.row_offset = job.row_offset;
-            args.k_offset = job.k_offset;
+            args.words = job.k_words;
             args.w = job.weights.words + block * job.layout.k_words() * kWordBits;
             if (job.layout.masked) args.mask = job.weights.mask + block * job.layout.k_words() * kWordBits;
             args.base = job.weights.base + block * kWordBits;
             args.acc = acc + (p * s.bases + m) * size + c * kWordBits;
             args.acc_stride = job.tile_columns;
             args.rows = rows;
-            args.k_words = static_cast<int32_t>(job.layout.k_words());
+            args.word_count = static_cast<int32_t>(job.layout.k_words());
             args.shift = attributes_.x_low == -1 ? 1 : 0;
             xnor_.accumulate(args);
           }

@@ -5,7 +5,7 @@ namespace binarize {
 int64_t XnorWeightsLayout::buffer_words() const {
   const int64_t lanes = checked_product(blocks, kWordBits, "the packed weights");
   const int64_t words = checked_product(lanes, k_words(), "the packed weights");
-  return words * (masked ? 2 : 1) + lanes + (tap_sums ? checked_product(lanes, corners(), "the border sums") : 0);
+  return words * (masked ? 2 : 1) + lanes + (padded ? checked_product(lanes, corners(), "the border sums") : 0);
 }
 
 XnorWeights::XnorWeights(const XnorWeightsLayout& layout, uint32_t* buffer) {
@@ -17,7 +17,7 @@ XnorWeights::XnorWeights(const XnorWeightsLayout& layout, uint32_t* buffer) {
     buffer += count;
   }
   base = reinterpret_cast<int32_t*>(buffer);
-  if (layout.tap_sums) corners = base + layout.blocks * kWordBits;
+  if (layout.padded) corners = base + layout.blocks * kWordBits;
 }
 
 void fill_block(const XnorWeightsLayout& layout, const XnorWeights& weights, int64_t block, const WeightSource& source,
@@ -34,11 +34,11 @@ void fill_block(const XnorWeightsLayout& layout, const XnorWeights& weights, int
   const WordStrides &ws = source.w_strides, &ms = source.mask_strides;
   for (int64_t y = 0; y < layout.kernel[0]; ++y)
     for (int64_t x = 0; x < width; ++x) {
-      int32_t sums[kWordBits] = {};  // of this tap's weights
+      int32_t in_bounds[kWordBits] = {};  // what this tap adds there, less what it adds in the padding
       for (int64_t c = 0; c < words_of_tap; ++c) {
         const uint32_t valid = valid_lanes(layout.length, c);
-        const int64_t position = layout.position(y * width + x, c), at = position * kWordBits;
-        const bool second = position < 2 * layout.pairs() && position % 2 != 0;
+        const int64_t at = ((y * width + x) * words_of_tap + c) * kWordBits;
+        const bool second = layout.paired && c % 2 != 0;
         for (int lane = 0; lane < kWordBits; ++lane) {
           uint32_t w = 0, m = 0;
           if (lane < count) {
@@ -50,8 +50,9 @@ void fill_block(const XnorWeightsLayout& layout, const XnorWeights& weights, int
           words[at + lane] = second ? w ^ words[at + lane - kWordBits] : w;
           if (mask) mask[at + lane] = m;
           const int32_t plus = __builtin_popcount(w & m), all = __builtin_popcount(m);
-          base[lane] += layout.x_low == -1 ? all : plus;
-          sums[lane] += 2 * plus - all;
+          const int32_t added = layout.x_low == -1 ? all : plus;
+          base[lane] += added;
+          in_bounds[lane] += added - static_cast<int32_t>(layout.pad_value) * (2 * plus - all);
         }
       }
       if (!corners) continue;
@@ -59,7 +60,7 @@ void fill_block(const XnorWeightsLayout& layout, const XnorWeights& weights, int
       const int64_t row = (width + 1) * kWordBits;
       int32_t* corner = corners + (y + 1) * row + (x + 1) * kWordBits;
       for (int lane = 0; lane < kWordBits; ++lane)
-        corner[lane] = sums[lane] + corner[lane - row] + corner[lane - kWordBits] - corner[lane - row - kWordBits];
+        corner[lane] = in_bounds[lane] + corner[lane - row] + corner[lane - kWordBits] - corner[lane - row - kWordBits];
     }
 }
 

@@ -17,29 +17,24 @@ struct XnorWeightsLayout {
   int64_t kernel[2] = {1, 1};
   int64_t x_low = -1;
   bool masked = false;
-  bool tap_sums = false;
-  bool paired = false;  // words of a tap in pairs, as cpu/xnor_accumulate has them
+  bool paired = false;  // words of a tap in pairs, as cpu/xnor_accumulate has them; an odd last one has no partner
+  bool padded = false;  // taps may be outside the image, where they read pad_value
+  int64_t pad_value = 0;
 
   int64_t words() const { return ceil_div(length, kWordBits); }  // of one tap
-  int64_t taps() const { return kernel[0] * kernel[1]; }
-  int64_t k_words() const { return words() * taps(); }
-  int64_t pairs() const { return paired ? words() / 2 * taps() : 0; }
-  // Where word `c` of tap `tap` stands: tap by tap; the odd last words, which have no partner, after all pairs.
-  int64_t position(int64_t tap, int64_t c) const {
-    if (!paired) return tap * words() + c;
-    return c / 2 < words() / 2 ? tap * (words() / 2 * 2) + c : 2 * pairs() + tap;
-  }
+  int64_t k_words() const { return words() * kernel[0] * kernel[1]; }
   int64_t corners() const { return (kernel[0] + 1) * (kernel[1] + 1); }
   int64_t buffer_words() const;
 };
 
 // Pointers into one buffer of layout.buffer_words() words, aligned to a cache line.
 struct XnorWeights {
-  uint32_t* words = nullptr;  // [blocks][k_words][32], in the layout's positions
+  uint32_t* words = nullptr;  // [blocks][k_words][32], tap by tap
   uint32_t* mask = nullptr;   // the same, or null
   int32_t* base = nullptr;    // [blocks][32]: the kernel's `base` where every tap is in bounds
-  int32_t* corners =
-      nullptr;  // [blocks][kernel_h + 1][kernel_w + 1][32]: sums of the weights of all taps above and left
+  // [blocks][kernel_h + 1][kernel_w + 1][32], or null: what all taps above and left add to the base in bounds, less
+  // what they add in the padding
+  int32_t* corners = nullptr;
 
   XnorWeights() = default;
   XnorWeights(const XnorWeightsLayout& layout, uint32_t* buffer);

@@ -12,26 +12,30 @@ int main() {
       constexpr int64_t kRows = 112;
       const std::vector<uint32_t> x = random.words(kRows * 2 + k_words);
       const Aligned<uint32_t> w(random.words(k_words * kWordBits)), mask(random.words(k_words * kWordBits));
-      std::vector<int32_t> row_offset, k_offset, base(kWordBits), acc(kRows * kWordBits);
+      std::vector<int32_t> row_offset;
+      const Aligned<int32_t> base(std::vector<int32_t>(kWordBits, 0)), acc(std::vector<int32_t>(kRows * kWordBits, 0));
+      std::vector<XnorWord> words;
+      std::vector<XnorPair> pairs;
       std::vector<uint32_t> bits(kRows);
       for (int64_t r = 0; r < kRows; ++r) row_offset.push_back(static_cast<int32_t>(r));
-      for (int64_t k = 0; k < k_words; ++k) k_offset.push_back(static_cast<int32_t>(k));
+      for (int32_t k = 0; k < k_words; ++k) words.push_back({k, k * kWordBits});
+      for (int32_t k = 0; k < k_words; k += 2) pairs.push_back({k, k + 1, k * kWordBits});
       for_each_runnable(kXnorAccumulateKernels, [&](const XnorAccumulateKernel& kernel, const std::string& name) {
         for (bool paired : {false, true}) {
           if (paired && (masked || !kernel.pairs)) continue;
-          const XnorAccumulateArgs args{x.data(),
-                                        row_offset.data(),
-                                        k_offset.data(),
-                                        w.data,
-                                        masked ? mask.data : nullptr,
-                                        base.data(),
-                                        nullptr,
-                                        acc.data(),
-                                        kWordBits,
-                                        kRows,
-                                        static_cast<int32_t>(k_words),
-                                        1,
-                                        static_cast<int32_t>(paired ? k_words / 2 : 0)};
+          XnorAccumulateArgs args{};
+          args.x = x.data();
+          args.row_offset = row_offset.data();
+          args.words = words.data();
+          args.pairs = pairs.data();
+          (paired ? args.pair_count : args.word_count) = static_cast<int32_t>(paired ? k_words / 2 : k_words);
+          args.w = w.data;
+          args.mask = masked ? mask.data : nullptr;
+          args.base = base.data;
+          args.acc = acc.data;
+          args.acc_stride = kWordBits;
+          args.rows = kRows;
+          args.shift = 1;
           XnorAccumulateArgs unshifted = args;
           unshifted.shift = 0;
           const double work = static_cast<double>(kRows * k_words * kWordBits * kWordBits);

@@ -15,13 +15,13 @@ static inline void bits_by_chunks(const XnorBitsArgs& args, void (*accumulate)(c
   XnorAccumulateArgs chunk = args.in;
   chunk.acc = acc;
   chunk.acc_stride = kWordBits;
+  chunk.row_place = nullptr;
   for (int64_t row = 0; row < args.in.rows; row += kRows) {
     chunk.rows = args.in.rows - row < kRows ? args.in.rows - row : kRows;
     chunk.row_offset = args.in.row_offset + row;
-    if (args.in.row_class) chunk.row_class = args.in.row_class + row;
     accumulate(chunk);
     for (int64_t r = 0; r < chunk.rows; ++r)
-      args.q[row + r] = (~sign_bits(acc + r * kWordBits) ^ args.flip) & args.valid;
+      args.q[args.in.place(row + r)] = (~sign_bits(acc + r * kWordBits) ^ args.flip) & args.valid;
   }
 }
 

@@ -19,20 +19,19 @@ void xnor_accumulate_scalar(const XnorAccumulateArgs& args) {
   for (int64_t row = 0; row < args.rows; ++row) {
     const uint32_t* x = args.x + args.row_offset[row];
     uint32_t mismatches[kWordBits] = {};
-    for (int32_t k = 0; k < args.k_words; ++k) {
-      const uint32_t word = x[args.k_offset[k]];
-      const uint32_t* w = args.w + int64_t{k} * kWordBits;
+    for (int32_t k = 0; k < args.word_count; ++k) {
+      const uint32_t word = x[args.words[k].x];
+      const uint32_t* w = args.w + args.words[k].w;
       if (args.mask) {
-        const uint32_t* mask = args.mask + int64_t{k} * kWordBits;
+        const uint32_t* mask = args.mask + args.words[k].w;
         for (int lane = 0; lane < kWordBits; ++lane) mismatches[lane] += popcount((word ^ w[lane]) & mask[lane]);
       } else {
         for (int lane = 0; lane < kWordBits; ++lane) mismatches[lane] += popcount(word ^ w[lane]);
       }
     }
-    const int32_t* base = args.base + (args.row_class ? int64_t{args.row_class[row]} * kWordBits : 0);
-    int32_t* acc = args.acc + row * args.acc_stride;
+    int32_t* acc = args.acc + args.place(row) * args.acc_stride;
     for (int lane = 0; lane < kWordBits; ++lane)
-      acc[lane] = base[lane] - static_cast<int32_t>(mismatches[lane] << args.shift);
+      acc[lane] = args.base[lane] - static_cast<int32_t>(mismatches[lane] << args.shift);
   }
 }
 

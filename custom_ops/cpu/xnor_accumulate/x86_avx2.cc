@@ -34,14 +34,17 @@ inline __attribute__((always_inline)) __m256i carry_save(__m256i& sum, __m256i a
   return carry;
 }
 
-template <bool masked>
-inline __attribute__((always_inline)) __m256i mismatches(__m256i word, const uint32_t* w, const uint32_t* mask) {
-  const __m256i differ = _mm256_xor_si256(word, _mm256_load_si256(reinterpret_cast<const __m256i*>(w)));
-  return masked ? _mm256_and_si256(differ, _mm256_load_si256(reinterpret_cast<const __m256i*>(mask))) : differ;
-}
+inline const __m256i* vector_at(const void* data) { return static_cast<const __m256i*>(data); }
 
 inline __attribute__((always_inline)) __m256i broadcast(uint32_t word) {
   return _mm256_set1_epi32(static_cast<int>(word));
+}
+
+// Where a word, in all lanes, and the eight filters at `w` differ.
+template <bool masked>
+inline __attribute__((always_inline)) __m256i mismatches(const XnorAccumulateArgs& args, __m256i word, int64_t w) {
+  const __m256i differ = _mm256_xor_si256(word, _mm256_load_si256(vector_at(args.w + w)));
+  return masked ? _mm256_and_si256(differ, _mm256_load_si256(vector_at(args.mask + w))) : differ;
 }
 
 // --- Few rows, or a mask: count -------------------------------------------------------------------------------------
@@ -51,27 +54,23 @@ inline __attribute__((always_inline)) __m256i broadcast(uint32_t word) {
 template <bool masked>
 inline __attribute__((always_inline)) void accumulate_row(const XnorAccumulateArgs& args, int64_t row, int lane) {
   const uint32_t* x = args.x + args.row_offset[row];
-  const uint32_t* w = args.w + lane;
-  const uint32_t* mask = masked ? args.mask + lane : w;  // unmasked: stepped with w, never read
   __m256i ones[kVectors] = {}, twos[kVectors] = {}, total[kVectors] = {};
   int32_t k = 0;
-  while (k + kBlockWords <= args.k_words) {
-    const int32_t end = args.k_words - k > kByteWords ? k + kByteWords : args.k_words - kBlockWords + 1;
+  while (k + kBlockWords <= args.word_count) {
+    const int32_t end = args.word_count - k > kByteWords ? k + kByteWords : args.word_count - kBlockWords + 1;
     __m256i fours[kVectors] = {};
     for (; k < end; k += kBlockWords) {
-      const __m256i word0 = broadcast(x[args.k_offset[k]]), word1 = broadcast(x[args.k_offset[k + 1]]);
-      const __m256i word2 = broadcast(x[args.k_offset[k + 2]]), word3 = broadcast(x[args.k_offset[k + 3]]);
+      const XnorWord* at = args.words + k;
+      const __m256i word0 = broadcast(x[at[0].x]), word1 = broadcast(x[at[1].x]);
+      const __m256i word2 = broadcast(x[at[2].x]), word3 = broadcast(x[at[3].x]);
       for (int i = 0; i < kVectors; ++i) {
-        const uint32_t* wi = w + i * kVectorLanes;
-        const uint32_t* mi = mask + i * kVectorLanes;
-        const __m256i carry01 =
-            carry_save(ones[i], mismatches<masked>(word0, wi, mi), mismatches<masked>(word1, wi + 32, mi + 32));
-        const __m256i carry23 = carry_save(ones[i], mismatches<masked>(word2, wi + 64, mi + 64),
-                                           mismatches<masked>(word3, wi + 96, mi + 96));
+        const int first = lane + i * kVectorLanes;
+        const __m256i carry01 = carry_save(ones[i], mismatches<masked>(args, word0, at[0].w + first),
+                                           mismatches<masked>(args, word1, at[1].w + first));
+        const __m256i carry23 = carry_save(ones[i], mismatches<masked>(args, word2, at[2].w + first),
+                                           mismatches<masked>(args, word3, at[3].w + first));
         fours[i] = _mm256_add_epi8(fours[i], count_bytes(carry_save(twos[i], carry01, carry23)));
       }
-      w += kBlockWords * kWordBits;
-      mask += kBlockWords * kWordBits;
     }
     for (int i = 0; i < kVectors; ++i) total[i] = _mm256_add_epi32(total[i], sum_bytes(fours[i], 4));
   }
@@ -80,20 +79,18 @@ inline __attribute__((always_inline)) void accumulate_row(const XnorAccumulateAr
     const __m256i twice = count_bytes(twos[i]);
     rest[i] = _mm256_add_epi8(count_bytes(ones[i]), _mm256_add_epi8(twice, twice));
   }
-  for (; k < args.k_words; ++k) {
-    const __m256i word = broadcast(x[args.k_offset[k]]);
+  for (; k < args.word_count; ++k) {
+    const __m256i word = broadcast(x[args.words[k].x]);
     for (int i = 0; i < kVectors; ++i)
-      rest[i] = _mm256_add_epi8(rest[i],
-                                count_bytes(mismatches<masked>(word, w + i * kVectorLanes, mask + i * kVectorLanes)));
-    w += kWordBits;
-    mask += kWordBits;
+      rest[i] = _mm256_add_epi8(
+          rest[i], count_bytes(mismatches<masked>(args, word, args.words[k].w + lane + i * kVectorLanes)));
   }
-  const int32_t* base = args.base + (args.row_class ? int64_t{args.row_class[row]} * kWordBits : 0) + lane;
-  int32_t* acc = args.acc + row * args.acc_stride + lane;
+  const int32_t* base = args.base + lane;
+  int32_t* acc = args.acc + args.place(row) * args.acc_stride + lane;
   const __m128i shift = _mm_cvtsi32_si128(args.shift);
   for (int i = 0; i < kVectors; ++i) {
     const __m256i sum = _mm256_sll_epi32(_mm256_add_epi32(total[i], sum_bytes(rest[i], 1)), shift);
-    const __m256i start = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(base + i * kVectorLanes));
+    const __m256i start = _mm256_loadu_si256(vector_at(base + i * kVectorLanes));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(acc + i * kVectorLanes), _mm256_sub_epi32(start, sum));
   }
 }
@@ -153,8 +150,6 @@ inline void split_nibbles(const uint32_t* w, uint8_t (*to)[kHalves][32]) {
   }
 }
 
-inline const __m256i* vector_at(const void* data) { return static_cast<const __m256i*>(data); }
-
 // acc = from - (counts << shift) for 16 filters; counts: what their low nibbles gave, then what their high ones gave.
 inline void subtract_counts(__m256i counts, const int32_t* from, int32_t* acc, __m128i shift) {
   const __m256i sums = _mm256_add_epi16(_mm256_cvtepu8_epi16(_mm256_castsi256_si128(counts)),
@@ -175,7 +170,7 @@ inline __attribute__((always_inline)) void look_up_rows(const XnorAccumulateArgs
   const uint32_t* x[rows];
   for (int r = 0; r < rows; ++r) x[r] = args.x + args.row_offset[row + r];
   for (int32_t k = 0; k < words; ++k) {
-    const int32_t offset = args.k_offset[first + k];
+    const int32_t offset = args.words[first + k].x;
 #pragma GCC unroll 4
     for (int b = 0; b < kBytes; ++b) {
       const __m256i w0 = _mm256_load_si256(vector_at(nibbles.of[k][b][0]));
@@ -194,9 +189,8 @@ inline __attribute__((always_inline)) void look_up_rows(const XnorAccumulateArgs
   }
   const __m128i shift = _mm_cvtsi32_si128(args.shift);
   for (int r = 0; r < rows; ++r) {
-    int32_t* acc = args.acc + (row + r) * args.acc_stride;
-    const int32_t* base = args.base + (args.row_class ? int64_t{args.row_class[row + r]} * kWordBits : 0);
-    const int32_t* from = first ? acc : base;
+    int32_t* acc = args.acc + args.place(row + r) * args.acc_stride;
+    const int32_t* from = first ? acc : args.base;
     for (int half = 0; half < kHalves; ++half)
       subtract_counts(counts[r][half], from + half * 16, acc + half * 16, shift);
   }
@@ -204,11 +198,11 @@ inline __attribute__((always_inline)) void look_up_rows(const XnorAccumulateArgs
 
 void look_up(const XnorAccumulateArgs& args) {
   Nibbles nibbles;
-  const int32_t chunks = (args.k_words + kLookUpWords - 1) / kLookUpWords;
-  const int32_t chunk = (args.k_words + chunks - 1) / chunks;  // of about equal size
-  for (int32_t first = 0; first < args.k_words; first += chunk) {
-    const int32_t words = args.k_words - first < chunk ? args.k_words - first : chunk;
-    for (int32_t k = 0; k < words; ++k) split_nibbles(args.w + int64_t{first + k} * kWordBits, nibbles.of[k]);
+  const int32_t chunks = (args.word_count + kLookUpWords - 1) / kLookUpWords;
+  const int32_t chunk = (args.word_count + chunks - 1) / chunks;  // of about equal size
+  for (int32_t first = 0; first < args.word_count; first += chunk) {
+    const int32_t words = args.word_count - first < chunk ? args.word_count - first : chunk;
+    for (int32_t k = 0; k < words; ++k) split_nibbles(args.w + args.words[first + k].w, nibbles.of[k]);
     int64_t row = 0;
     for (; row + kTileRows <= args.rows; row += kTileRows) look_up_rows<kTileRows>(args, nibbles, first, words, row);
     for (; row < args.rows; ++row) look_up_rows<1>(args, nibbles, first, words, row);
@@ -219,7 +213,7 @@ void look_up(const XnorAccumulateArgs& args) {
 
 void xnor_accumulate_avx2(const XnorAccumulateArgs& args) {
   if (args.mask) return accumulate<true>(args);
-  args.rows < kLookUpRows ? accumulate<false>(args) : look_up(args);
+  args.rows < kLookUpRows || !args.word_count ? accumulate<false>(args) : look_up(args);
 }
 
 void xnor_bits_avx2(const XnorBitsArgs& args) {

@@ -33,12 +33,14 @@ inline __attribute__((always_inline)) __m512i carry_save(__m512i& sum, __m512i a
   return carry;
 }
 
+// Where a word of the row and 16 filters from `lane` on differ.
 template <bool masked>
-inline __attribute__((always_inline)) __m512i mismatches(uint32_t word, const uint32_t* w, const uint32_t* mask) {
+inline __attribute__((always_inline)) __m512i mismatches(const XnorAccumulateArgs& args, const uint32_t* row,
+                                                         XnorWord word, int lane) {
   constexpr int kXorThenAnd = 0x28;  // (a ^ b) & c
-  const __m512i x = _mm512_set1_epi32(static_cast<int>(word));
-  return masked ? _mm512_ternarylogic_epi32(x, _mm512_load_si512(w), _mm512_load_si512(mask), kXorThenAnd)
-                : _mm512_xor_si512(x, _mm512_load_si512(w));
+  const __m512i x = _mm512_set1_epi32(static_cast<int>(row[word.x])), w = _mm512_load_si512(args.w + word.w + lane);
+  return masked ? _mm512_ternarylogic_epi32(x, w, _mm512_load_si512(args.mask + word.w + lane), kXorThenAnd)
+                : _mm512_xor_si512(x, w);
 }
 
 // One row.  The bits of eight words that differ are first added bit by bit with carries (Harley and Seal): `ones`,
@@ -46,19 +48,16 @@ inline __attribute__((always_inline)) __m512i mismatches(uint32_t word, const ui
 template <bool masked>
 inline __attribute__((always_inline)) void accumulate_row(const XnorAccumulateArgs& args, int64_t row) {
   const uint32_t* x = args.x + args.row_offset[row];
-  const uint32_t* w = args.w;
-  const uint32_t* mask = masked ? args.mask : w;  // unmasked: stepped with w, never read
   __m512i ones[kVectors] = {}, twos[kVectors] = {}, fours[kVectors] = {}, total[kVectors] = {};
   int32_t k = 0;
-  while (k + kBlockWords <= args.k_words) {
-    const int32_t end = args.k_words - k > kByteWords ? k + kByteWords : args.k_words - kBlockWords + 1;
+  while (k + kBlockWords <= args.word_count) {
+    const int32_t end = args.word_count - k > kByteWords ? k + kByteWords : args.word_count - kBlockWords + 1;
     __m512i eights[kVectors] = {};
     for (; k < end; k += kBlockWords) {
-      const int32_t* at = args.k_offset + k;
+      const XnorWord* at = args.words + k;
       for (int i = 0; i < kVectors; ++i) {
         const auto differ = [&](int j) {
-          const int offset = j * kWordBits + i * kVectorLanes;
-          return mismatches<masked>(x[at[j]], w + offset, mask + offset);
+          return mismatches<masked>(args, x, at[j], i * kVectorLanes);
         };
         const __m512i carry01 = carry_save(ones[i], differ(0), differ(1));
         const __m512i carry23 = carry_save(ones[i], differ(2), differ(3));
@@ -68,8 +67,6 @@ inline __attribute__((always_inline)) void accumulate_row(const XnorAccumulateAr
         const __m512i carry4567 = carry_save(twos[i], carry45, carry67);
         eights[i] = _mm512_add_epi8(eights[i], count_bytes(carry_save(fours[i], carry0123, carry4567)));
       }
-      w += kBlockWords * kWordBits;
-      mask += kBlockWords * kWordBits;
     }
     for (int i = 0; i < kVectors; ++i) total[i] = _mm512_add_epi32(total[i], sum_bytes(eights[i], 8));
   }
@@ -79,19 +76,14 @@ inline __attribute__((always_inline)) void accumulate_row(const XnorAccumulateAr
     const __m512i twice = _mm512_add_epi8(count2, _mm512_add_epi8(count4, count4));
     rest[i] = _mm512_add_epi8(count_bytes(ones[i]), _mm512_add_epi8(twice, twice));
   }
-  for (; k < args.k_words; ++k) {
+  for (; k < args.word_count; ++k)
     for (int i = 0; i < kVectors; ++i)
-      rest[i] = _mm512_add_epi8(
-          rest[i], count_bytes(mismatches<masked>(x[args.k_offset[k]], w + i * kVectorLanes, mask + i * kVectorLanes)));
-    w += kWordBits;
-    mask += kWordBits;
-  }
-  const int32_t* base = args.base + (args.row_class ? int64_t{args.row_class[row]} * kWordBits : 0);
-  int32_t* acc = args.acc + row * args.acc_stride;
+      rest[i] = _mm512_add_epi8(rest[i], count_bytes(mismatches<masked>(args, x, args.words[k], i * kVectorLanes)));
+  int32_t* acc = args.acc + args.place(row) * args.acc_stride;
   const __m128i shift = _mm_cvtsi32_si128(args.shift);
   for (int i = 0; i < kVectors; ++i) {
     const __m512i sum = _mm512_sll_epi32(_mm512_add_epi32(total[i], sum_bytes(rest[i], 1)), shift);
-    _mm512_storeu_si512(acc + i * kVectorLanes, _mm512_sub_epi32(_mm512_loadu_si512(base + i * kVectorLanes), sum));
+    _mm512_storeu_si512(acc + i * kVectorLanes, _mm512_sub_epi32(_mm512_loadu_si512(args.base + i * kVectorLanes), sum));
   }
 }
 

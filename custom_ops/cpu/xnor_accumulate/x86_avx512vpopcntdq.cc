@@ -7,10 +7,19 @@ namespace {
 
 constexpr int kVectorLanes = 16;
 
-// Counts of one row: filters 0..15 and 16..31.
-struct Counts {
+// Of one row: filters 0..15 and 16..31.
+struct Halves {
   __m512i low, high;
 };
+
+// Differences of one row: `once`, and `twice` what is worth two.
+struct Counts {
+  Halves once, twice;
+};
+
+inline __attribute__((always_inline)) Halves popcount(const Halves& v) {
+  return {_mm512_popcnt_epi32(v.low), _mm512_popcnt_epi32(v.high)};
+}
 
 // --- Pairs: a carry-save adder with the popcount behind it ----------------------------------------------------------
 //
@@ -29,7 +38,7 @@ struct PairWeights {
 
 // One row and one pair.  Assembly, because the order decides: the two halves step by step beside each other reach 375
 // MAC a cycle; as compilers order and copy it, with one half after the other, it is 300 to 350.
-inline __attribute__((always_inline)) void add_pair(Counts& ones, Counts& twos, const PairWeights& w,
+inline __attribute__((always_inline)) void add_pair(Halves& ones, Halves& twos, const PairWeights& w,
                                                     const uint32_t* first, const uint32_t* parity) {
   __m512i x_first, x_parity, differ_low, differ_high, before_low, before_high;
   __asm__(
@@ -54,27 +63,38 @@ inline __attribute__((always_inline)) void add_pair(Counts& ones, Counts& twos, 
         [w_parity_high] "v"(w.parity_high), [first] "m"(*first), [parity] "m"(*parity));
 }
 
-// Counts of the pairs, to which the words that follow them are still to be added.
+// The first pair, before which there is nothing: what carries is where both words differ.
+inline __attribute__((always_inline)) void first_pair(Halves& ones, Halves& twos, const PairWeights& w,
+                                                      const uint32_t* first, const uint32_t* parity) {
+  const __m512i x_first = _mm512_set1_epi32(static_cast<int>(*first));
+  const __m512i x_parity = _mm512_set1_epi32(static_cast<int>(*parity));
+  constexpr int kNotAndXor = 0x06;  // ~a & (b ^ c)
+  ones = {_mm512_xor_si512(x_parity, w.parity_low), _mm512_xor_si512(x_parity, w.parity_high)};
+  twos = popcount({_mm512_ternarylogic_epi32(ones.low, x_first, w.first_low, kNotAndXor),
+                   _mm512_ternarylogic_epi32(ones.high, x_first, w.first_high, kNotAndXor)});
+}
+
 template <int rows>
-inline __attribute__((always_inline)) const uint32_t* count_pairs(const XnorAccumulateArgs& args,
-                                                                  const uint32_t* const (&x)[rows],
-                                                                  Counts (&counts)[rows]) {
-  Counts ones[rows], twos[rows];
-  for (int r = 0; r < rows; ++r) ones[r].low = ones[r].high = twos[r].low = twos[r].high = _mm512_setzero_si512();
-  const uint32_t* w = args.w;
-  for (int32_t k = 0; k < 2 * args.pairs; k += 2) {
-    const int64_t first = args.k_offset[k], parity = args.k_offset[k + 1];
-    const PairWeights weights{_mm512_load_si512(w), _mm512_load_si512(w + kVectorLanes),
-                              _mm512_load_si512(w + kWordBits), _mm512_load_si512(w + kWordBits + kVectorLanes)};
-    w += 2 * kWordBits;
+inline __attribute__((always_inline)) void count_pairs(const XnorAccumulateArgs& args, const uint32_t* const (&x)[rows],
+                                                       Counts (&counts)[rows]) {
+  const auto weights_of = [&](const XnorPair& pair) {
+    const uint32_t* w = args.w + pair.w;
+    return PairWeights{_mm512_load_si512(w), _mm512_load_si512(w + kVectorLanes), _mm512_load_si512(w + kWordBits),
+                       _mm512_load_si512(w + kWordBits + kVectorLanes)};
+  };
+  Halves ones[rows], twos[rows];
+  const XnorPair* pairs = args.pairs;
+  PairWeights weights = weights_of(pairs[0]);
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) first_pair(ones[r], twos[r], weights, x[r] + pairs[0].first, x[r] + pairs[0].parity);
+  for (int32_t k = 1; k < args.pair_count; ++k) {
+    const int64_t first = pairs[k].first, parity = pairs[k].parity;
+    weights = weights_of(pairs[k]);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) add_pair(ones[r], twos[r], weights, x[r] + first, x[r] + parity);
   }
-  const auto total = [](__m512i one, __m512i two) {
-    return _mm512_add_epi32(_mm512_popcnt_epi32(one), _mm512_add_epi32(two, two));
-  };
-  for (int r = 0; r < rows; ++r) counts[r] = {total(ones[r].low, twos[r].low), total(ones[r].high, twos[r].high)};
-  return w;
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; ++r) counts[r] = {popcount(ones[r]), twos[r]};
 }
 
 // --- Word by word ---------------------------------------------------------------------------------------------------
@@ -85,129 +105,127 @@ constexpr int kWordRows = 7;
 
 template <int rows, bool masked>
 inline __attribute__((always_inline)) void count_words(const XnorAccumulateArgs& args, const uint32_t* const (&x)[rows],
-                                                       const uint32_t* w, Counts (&counts)[rows]) {
-  const uint32_t* mask = args.mask;
+                                                       Counts (&counts)[rows]) {
 #pragma GCC unroll 2
-  for (int32_t k = 2 * args.pairs; k < args.k_words; ++k) {
-    const int64_t offset = args.k_offset[k];
+  for (const XnorWord *k = args.words, *end = k + args.word_count; k != end; ++k) {
+    const int64_t offset = k->x;
+    const uint32_t *w = args.w + k->w, *mask = args.mask + k->w;
     const __m512i w_low = _mm512_load_si512(w), w_high = _mm512_load_si512(w + kVectorLanes);
-    w += kWordBits;
     __m512i mask_low{}, mask_high{};
     if (masked) {
       mask_low = _mm512_load_si512(mask);
       mask_high = _mm512_load_si512(mask + kVectorLanes);
-      mask += kWordBits;
     }
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
       const __m512i word = _mm512_set1_epi32(static_cast<int>(x[r][offset]));
-      __m512i differ_low, differ_high;
+      Halves differ;
       if (masked) {
         constexpr int kXorThenAnd = 0x28;  // (a ^ b) & c
-        differ_low = _mm512_ternarylogic_epi32(word, w_low, mask_low, kXorThenAnd);
-        differ_high = _mm512_ternarylogic_epi32(word, w_high, mask_high, kXorThenAnd);
+        differ = {_mm512_ternarylogic_epi32(word, w_low, mask_low, kXorThenAnd),
+                  _mm512_ternarylogic_epi32(word, w_high, mask_high, kXorThenAnd)};
       } else {
-        differ_low = _mm512_xor_si512(word, w_low);
-        differ_high = _mm512_xor_si512(word, w_high);
+        differ = {_mm512_xor_si512(word, w_low), _mm512_xor_si512(word, w_high)};
       }
-      counts[r].low = _mm512_add_epi32(counts[r].low, _mm512_popcnt_epi32(differ_low));
-      counts[r].high = _mm512_add_epi32(counts[r].high, _mm512_popcnt_epi32(differ_high));
+      const Halves count = popcount(differ);
+      counts[r].once = {_mm512_add_epi32(counts[r].once.low, count.low),
+                        _mm512_add_epi32(counts[r].once.high, count.high)};
     }
   }
 }
 
 // --- What becomes of the counts -------------------------------------------------------------------------------------
 
-// The first row of a tile: pointers that move from tile to tile, so that within one every offset is a constant.
+// sum + factor * count in one step (VPDPWSSD), which multiplies 16 bits: counts above need more.
+constexpr int64_t kMostCount = (1 << 15) - 1;
+
+template <bool small>
+inline __attribute__((always_inline)) __m512i add_times(__m512i sum, __m512i count, int factor) {
+  return small ? _mm512_dpwssd_epi32(sum, count, _mm512_set1_epi32(factor & 0xffff))
+               : _mm512_add_epi32(sum, _mm512_mullo_epi32(count, _mm512_set1_epi32(factor)));
+}
+
 struct Accumulators {
   const XnorAccumulateArgs& args;
-  const int32_t *row_offset, *row_class;
-  int32_t* acc;
 
-  explicit Accumulators(const XnorAccumulateArgs& args)
-      : args(args), row_offset(args.row_offset), row_class(args.row_class), acc(args.acc) {}
-
-  __attribute__((always_inline)) void advance(int rows) {
-    row_offset += rows;
-    if (row_class) row_class += rows;
-    acc += rows * args.acc_stride;
+  template <bool paired, bool small>
+  __attribute__((always_inline)) void store(int64_t row, const Counts& counts) const {
+    int32_t* to = args.acc + args.place(row) * args.acc_stride;
+    _mm512_storeu_si512(to, subtract<paired, small>(args.base, counts.once.low, counts.twice.low));
+    _mm512_storeu_si512(to + kVectorLanes,
+                        subtract<paired, small>(args.base + kVectorLanes, counts.once.high, counts.twice.high));
   }
-  __attribute__((always_inline)) const int32_t* base(int row) const {
-    return args.base + (row_class ? int64_t{row_class[row]} * kWordBits : 0);
-  }
-  __attribute__((always_inline)) void store(int row, Counts counts) const {
-    const int32_t* from = base(row);
-    int32_t* to = acc + row * args.acc_stride;
-    const __m128i shift = _mm_cvtsi32_si128(args.shift);
-    _mm512_storeu_si512(to, _mm512_sub_epi32(_mm512_loadu_si512(from), _mm512_sll_epi32(counts.low, shift)));
-    _mm512_storeu_si512(to + kVectorLanes, _mm512_sub_epi32(_mm512_loadu_si512(from + kVectorLanes),
-                                                            _mm512_sll_epi32(counts.high, shift)));
+  template <bool paired, bool small>
+  __attribute__((always_inline)) __m512i subtract(const int32_t* base, __m512i once, __m512i twice) const {
+    const int factor = -(1 << args.shift);
+    const __m512i acc = add_times<small>(_mm512_loadu_si512(base), once, factor);
+    return paired ? add_times<small>(acc, twice, 2 * factor) : acc;
   }
 };
 
-struct Bits : Accumulators {
+struct Bits {
+  const XnorAccumulateArgs& args;
   uint32_t flip, valid;
   uint32_t* q;
 
-  explicit Bits(const XnorBitsArgs& args) : Accumulators(args.in), flip(args.flip), valid(args.valid), q(args.q) {}
-
-  __attribute__((always_inline)) void advance(int rows) {
-    row_offset += rows;
-    if (row_class) row_class += rows;
-    q += rows;
+  template <bool paired, bool small>
+  __attribute__((always_inline)) void store(int64_t row, const Counts& counts) const {
+    const __mmask16 low = reached<paired, small>(args.base, counts.once.low, counts.twice.low);
+    const __mmask16 high = reached<paired, small>(args.base + kVectorLanes, counts.once.high, counts.twice.high);
+    q[args.place(row)] = (_cvtmask32_u32(_mm512_kunpackw(high, low)) ^ flip) & valid;
   }
-  __attribute__((always_inline)) void store(int row, Counts counts) const {
-    const int32_t* most = base(row);
-    const __mmask16 low = _mm512_cmple_epi32_mask(counts.low, _mm512_loadu_si512(most));
-    const __mmask16 high = _mm512_cmple_epi32_mask(counts.high, _mm512_loadu_si512(most + kVectorLanes));
-    q[row] = (_cvtmask32_u32(_mm512_kunpackw(high, low)) ^ flip) & valid;
+  template <bool paired, bool small>
+  __attribute__((always_inline)) __mmask16 reached(const int32_t* most, __m512i once, __m512i twice) const {
+    return _mm512_cmple_epi32_mask(paired ? add_times<small>(once, twice, 2) : once, _mm512_loadu_si512(most));
   }
 };
 
 template <int rows, bool paired, bool masked, class Out>
-inline __attribute__((always_inline)) void run_tile(const Out& out) {
+inline __attribute__((always_inline)) void run_tile(const Out& out, int64_t row) {
+  const XnorAccumulateArgs& args = out.args;
   const uint32_t* x[rows];
-  for (int r = 0; r < rows; ++r) x[r] = out.args.x + out.row_offset[r];
+  for (int r = 0; r < rows; ++r) x[r] = args.x + args.row_offset[row + r];
   Counts counts[rows];
-  const uint32_t* w = out.args.w;
   if (paired)
-    w = count_pairs<rows>(out.args, x, counts);
+    count_pairs<rows>(args, x, counts);
   else
-    for (int r = 0; r < rows; ++r) counts[r].low = counts[r].high = _mm512_setzero_si512();
-  count_words<rows, masked>(out.args, x, w, counts);
-  for (int r = 0; r < rows; ++r) out.store(r, counts[r]);
+    for (int r = 0; r < rows; ++r) counts[r].once.low = counts[r].once.high = _mm512_setzero_si512();
+  count_words<rows, masked>(args, x, counts);
+  if (__builtin_expect((2 * int64_t{args.pair_count} + args.word_count) * kWordBits <= kMostCount, 1)) {
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; ++r) out.template store<paired, true>(row + r, counts[r]);
+  } else {
+    for (int r = 0; r < rows; ++r) out.template store<paired, false>(row + r, counts[r]);
+  }
 }
 
 // What is left after the whole tiles: fewer than `rows + 1`.
 template <int rows, bool paired, bool masked, class Out>
-inline __attribute__((always_inline)) void run_rest(int64_t left, const Out& out) {
+inline __attribute__((always_inline)) void run_rest(int64_t left, const Out& out, int64_t row) {
   if constexpr (rows > 0) {
-    if (left == rows) return run_tile<rows, paired, masked>(out);
-    run_rest<rows - 1, paired, masked>(left, out);
+    if (left == rows) return run_tile<rows, paired, masked>(out, row);
+    run_rest<rows - 1, paired, masked>(left, out, row);
   }
 }
 
 template <int tile, bool paired, bool masked, class Out>
-void run_rows(Out out) {
-  int64_t left = out.args.rows;
-  for (; left >= tile; left -= tile) {
-    run_tile<tile, paired, masked>(out);
-    out.advance(tile);
-  }
-  run_rest<tile - 1, paired, masked>(left, out);
+void run_rows(const Out& out) {
+  int64_t row = 0;
+  for (; row + tile <= out.args.rows; row += tile) run_tile<tile, paired, masked>(out, row);
+  run_rest<tile - 1, paired, masked>(out.args.rows - row, out, row);
 }
 
 template <class Out>
 void run(const Out& out) {
   if (out.args.mask) return run_rows<kWordRows, false, true>(out);
-  out.args.pairs ? run_rows<kPairRows, true, false>(out) : run_rows<kWordRows, false, false>(out);
+  out.args.pair_count ? run_rows<kPairRows, true, false>(out) : run_rows<kWordRows, false, false>(out);
 }
 
 }  // namespace
 
-void xnor_accumulate_avx512vpopcntdq(const XnorAccumulateArgs& args) { run(Accumulators(args)); }
+void xnor_accumulate_avx512vpopcntdq(const XnorAccumulateArgs& args) { run(Accumulators{args}); }
 
-void xnor_bits_avx512vpopcntdq(const XnorBitsArgs& args) { run(Bits(args)); }
+void xnor_bits_avx512vpopcntdq(const XnorBitsArgs& args) { run(Bits{args.in, args.flip, args.valid, args.q}); }
 
 void combine_terms_avx512vpopcntdq(const CombineArgs& args) { combine_terms_avx512(args); }  // no popcount in it
 

@@ -1,13 +1,13 @@
-// The inner product of a run of rows (output pixels, or rows of a matrix) with 32 filters.
+// The inner product of rows (output pixels, or rows of a matrix) with 32 filters.
 //
-//     acc[r][o] = base[class(r)][o] - (sum_k popcount((x[row_offset[r] + k_offset[k]] ^ w[k][o]) & mask[k][o])) <<
-//     shift
+//     acc[place(r)][o] = base[o] - (sum_k popcount((x[row_offset[r] + x_k] ^ w[w_k + o]) & mask[w_k + o]) << shift)
 //
 // With x and w of +-1 and K their length: shift = 1, base = K.  With x in {0, 1}: shift = 0, base = the number of +1
-// weights.  What padding adds is in base, one vector a border class.  Lanes are filters, so nothing is summed across
-// lanes and K needs no tail; one activation word is broadcast to all of them.
+// weights.  Lanes are filters, so nothing is summed across lanes and K needs no tail; one activation word is broadcast
+// to all of them.  The words of K are a list: pixels at a border, which see fewer taps of the kernel, have a shorter
+// one, and what the padding adds is in their base.
 //
-// Pairs: the words 2i and 2i + 1, i < pairs, are stored as (word, word ^ next word), in x and in w alike.  XOR of both
+// Pairs: two words that follow one another are stored as (word, word ^ next word), in x and in w alike.  XOR of both
 // sides then says where the first words differ and the parity of the differences of both, which is what a carry-save
 // adder wants: two words cost five vector operations instead of six.
 #pragma once
@@ -19,27 +19,39 @@
 
 namespace binarize {
 
+// A word of K: where it stands in x, from its row on, and where in w its 32 filters begin.
+struct XnorWord {
+  int32_t x, w;
+};
+
+// Two words of K: the first, and its XOR with the second, which stands behind it in w.
+struct XnorPair {
+  int32_t first, parity, w;
+};
+
 struct XnorAccumulateArgs {
   const uint32_t* x;
   const int32_t* row_offset;  // [rows], in words
-  const int32_t* k_offset;    // [k_words], in words
-  const uint32_t* w;          // [k_words][32]
-  const uint32_t* mask;       // [k_words][32], or null: all ones
-  const int32_t* base;        // [classes][32]
-  const int32_t* row_class;   // [rows], or null: class 0
-  int32_t* acc;               // [rows][acc_stride], 32 of them written
+  const int32_t* row_place;   // [rows], or null: 0, 1, 2, ...
+  const XnorPair* pairs;      // [pair_count]: none with a mask, and for variants that do not take them
+  const XnorWord* words;      // [word_count]
+  int32_t pair_count, word_count;
+  const uint32_t* w;
+  const uint32_t* mask;  // as w, or null: all ones
+  const int32_t* base;   // [32]
+  int32_t* acc;          // [places][acc_stride], 32 of them written
   int64_t acc_stride;
   int64_t rows;
-  int32_t k_words;  // at least 1
   int32_t shift;
-  int32_t pairs = 0;  // 0 with a mask, and for variants that do not take them
+
+  int64_t place(int64_t row) const { return row_place ? row_place[row] : row; }
 };
 
-// Bits instead of accumulators: bit o of q[r] is acc[r][o] >= 0, XOR bit o of flip.
+// Bits instead of accumulators: bit o of q[place(r)] is acc[place(r)][o] >= 0, XOR bit o of flip.
 struct XnorBitsArgs {
   XnorAccumulateArgs in;  // shift is 0, acc not used
   uint32_t flip, valid;   // bit o of valid: filter o exists
-  uint32_t* q;            // [rows]
+  uint32_t* q;            // [places]
 };
 
 // acc'[t * bases + m] = sum_p combine[t][p] * acc[p * bases + m], element by element; both [.][count].
