@@ -101,33 +101,25 @@ void ConvTaps::fill(int64_t chunk) const {
         }
         at += std::max<int64_t>(count, 0);
       }
-      if (at > first)
-        *group++ = {static_cast<int32_t>(v), static_cast<int32_t>(h), static_cast<int32_t>(first),
-                    static_cast<int32_t>(at - first)};
+      if (at > first) *group++ = group_of(v, h, first, at - first);
     }
   }
   group_count_[chunk] = static_cast<int32_t>(group - groups);
 }
 
-XnorAccumulateArgs ConvTaps::of_group(const Group& group, XnorAccumulateArgs args) const {
-  const TapRun& rows = row_runs_[static_cast<size_t>(group.row_run)];
-  const TapRun& columns = column_runs_[static_cast<size_t>(group.column_run)];
-  const Lists& lists = lists_[static_cast<size_t>(group.column_run)];
-  const int64_t pairs_of_tap = geometry_.paired ? geometry_.words / 2 : 0;
-  const int32_t taps = rows.taps() * columns.taps();
-  args.row_offset = row_offset_ + group.first;
-  args.row_place = row_place_ + group.first;
-  args.rows = group.count;
-  args.pairs = lists.pairs;
-  args.words = lists.words;
-  args.pair_count = static_cast<int32_t>(taps * pairs_of_tap);
-  args.word_count = static_cast<int32_t>(taps * (geometry_.words - 2 * pairs_of_tap));
-  args.base += (group.row_run * static_cast<int64_t>(column_runs_.size()) + group.column_run) * kWordBits;
-  if (!taps) return args;
-  const int64_t first_tap = rows.tap_begin * geometry_.kernel[1] + columns.tap_begin;
-  args.w += first_tap * geometry_.words * kWordBits;
-  if (args.mask) args.mask += first_tap * geometry_.words * kWordBits;
-  return args;
+ConvTaps::Group ConvTaps::group_of(size_t row_run, size_t column_run, int64_t first, int64_t count) const {
+  const TapRun &rows = row_runs_[row_run], &columns = column_runs_[column_run];
+  const int64_t pairs_of_tap = geometry_.paired ? geometry_.words / 2 : 0, taps = rows.taps() * columns.taps();
+  Group group{};
+  group.pairs = lists_[column_run].pairs;
+  group.words = lists_[column_run].words;
+  group.pair_count = static_cast<int32_t>(taps * pairs_of_tap);
+  group.word_count = static_cast<int32_t>(taps * (geometry_.words - 2 * pairs_of_tap));
+  if (taps) group.w = (rows.tap_begin * geometry_.kernel[1] + columns.tap_begin) * geometry_.words * kWordBits;
+  group.base = static_cast<int64_t>(row_run * column_runs_.size() + column_run) * kWordBits;
+  group.first = static_cast<int32_t>(first);
+  group.count = static_cast<int32_t>(count);
+  return group;
 }
 
 }  // namespace binarize

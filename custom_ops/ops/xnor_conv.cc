@@ -509,19 +509,21 @@ class XnorConv {
     const int64_t n = block_of_batch / blocks, block = block_of_batch % blocks;
     const int64_t pixel = index * chunk, count = job.taps->pixels_of(index);
     if (job.counts_to_bits) {
-      const uint32_t flip = job.flips[block], valid = valid_lanes(channels_of(s, block), 0);
-      uint32_t* q = words_of(job, n, block, pixel);
-      return job.taps->for_each_class(index, accumulation(job, n, 0, 0, block, nullptr),
-                                      [&](const XnorAccumulateArgs& in) { xnor_.bits({in, flip, valid, q}); });
+      XnorBitsArgs args{accumulation(job, n, 0, 0, block), job.flips[block], valid_lanes(channels_of(s, block), 0),
+                        words_of(job, n, block, pixel)};
+      return job.taps->for_each_class(index, args.in, [&] { xnor_.bits(args); });
     }
 
     const int64_t size = chunk * kWordBits;
     int32_t* acc = scratch;
     scratch += s.planes * s.bases * size;
     for (int64_t p = 0; p < s.planes; ++p)
-      for (int64_t m = 0; m < s.bases; ++m)
-        job.taps->for_each_class(index, accumulation(job, n, p, m, block, acc + (p * s.bases + m) * size),
-                                 xnor_.accumulate);
+      for (int64_t m = 0; m < s.bases; ++m) {
+        XnorAccumulateArgs args = accumulation(job, n, p, m, block);
+        args.acc = acc + (p * s.bases + m) * size;
+        args.acc_stride = kWordBits;
+        job.taps->for_each_class(index, args, [&] { xnor_.accumulate(args); });
+      }
     if (!job.combine.identity) {
       xnor_.combine({acc, scratch, job.combine.matrix.data(), job.combine.outputs, s.planes, s.bases, size});
       acc = scratch;
@@ -571,7 +573,7 @@ class XnorConv {
   }
 
   // Plane p of image n times weight basis m, for one block of filters.
-  XnorAccumulateArgs accumulation(const Job& job, int64_t n, int64_t p, int64_t m, int64_t block, int32_t* acc) const {
+  XnorAccumulateArgs accumulation(const Job& job, int64_t n, int64_t p, int64_t m, int64_t block) const {
     const int64_t group = block / group_blocks(job.s);
     const int64_t filters = m * attributes_.group * group_blocks(job.s) + block;
     XnorAccumulateArgs args{};
@@ -579,8 +581,6 @@ class XnorConv {
     args.w = job.weights.words + filters * job.layout.k_words() * kWordBits;
     if (job.layout.masked) args.mask = job.weights.mask + filters * job.layout.k_words() * kWordBits;
     args.base = job.base + filters * job.taps->classes() * kWordBits;
-    args.acc = acc;
-    args.acc_stride = kWordBits;
     args.shift = job.counts_to_bits ? 0 : shift();
     return args;
   }

@@ -224,7 +224,7 @@ class XnorMatMul {
     void* y;
     uint32_t* q;
     int64_t batches = 1, rows = 1;
-    const int32_t* row_offset = nullptr;
+    const int32_t *row_offset = nullptr, *row_place = nullptr;
     const XnorWord* k_words = nullptr;
     // Where activations are looked up: the tables of the rows from first_row on.
     LookupMatMul::Rows tables{};
@@ -404,11 +404,17 @@ class XnorMatMul {
     if (lookup_) return look_up(call, job);
     const MatMulShapes& s = job.s;
     const int64_t a_words = job.in[kA].shape.back();
-    int32_t* row_offset = call.scratch<int32_t>(std::min(job.rows, kTileRows));
-    for (int64_t i = 0; i < std::min(job.rows, kTileRows); ++i) row_offset[i] = static_cast<int32_t>(i * a_words);
+    const int64_t rows = std::min(job.rows, kTileRows);
+    int32_t* row_offset = call.scratch<int32_t>(2 * rows);
+    int32_t* row_place = row_offset + rows;
+    for (int64_t i = 0; i < rows; ++i) {
+      row_offset[i] = static_cast<int32_t>(i * a_words);
+      row_place[i] = static_cast<int32_t>(i);
+    }
     XnorWord* k_words = call.scratch<XnorWord>(attributes_.words());
     for (int32_t i = 0; i < attributes_.words(); ++i) k_words[i] = {i, i * kWordBits};
     job.row_offset = row_offset;
+    job.row_place = row_place;
     job.k_words = k_words;
 
     const int64_t out_terms = job.combine.outputs * s.bases;
@@ -472,6 +478,7 @@ class XnorMatMul {
             XnorAccumulateArgs args{};
             args.x = x + p * attributes_.words();
             args.row_offset = job.row_offset;
+            args.row_place = job.row_place;
             args.words = job.k_words;
             args.w = job.weights.words + block * job.layout.k_words() * kWordBits;
             if (job.layout.masked) args.mask = job.weights.mask + block * job.layout.k_words() * kWordBits;

@@ -12,12 +12,15 @@ int main() {
       constexpr int64_t kRows = 112;
       const std::vector<uint32_t> x = random.words(kRows * 2 + k_words);
       const Aligned<uint32_t> w(random.words(k_words * kWordBits)), mask(random.words(k_words * kWordBits));
-      std::vector<int32_t> row_offset;
+      std::vector<int32_t> row_offset, row_place;
       const Aligned<int32_t> base(std::vector<int32_t>(kWordBits, 0)), acc(std::vector<int32_t>(kRows * kWordBits, 0));
       std::vector<XnorWord> words;
       std::vector<XnorPair> pairs;
       std::vector<uint32_t> bits(kRows);
-      for (int64_t r = 0; r < kRows; ++r) row_offset.push_back(static_cast<int32_t>(r));
+      for (int64_t r = 0; r < kRows; ++r) {
+        row_offset.push_back(static_cast<int32_t>(r));
+        row_place.push_back(static_cast<int32_t>(r));
+      }
       for (int32_t k = 0; k < k_words; ++k) words.push_back({k, k * kWordBits});
       for (int32_t k = 0; k < k_words; k += 2) pairs.push_back({k, k + 1, k * kWordBits});
       for_each_runnable(kXnorAccumulateKernels, [&](const XnorAccumulateKernel& kernel, const std::string& name) {
@@ -26,6 +29,7 @@ int main() {
           XnorAccumulateArgs args{};
           args.x = x.data();
           args.row_offset = row_offset.data();
+          args.row_place = row_place.data();
           args.words = words.data();
           args.pairs = pairs.data();
           (paired ? args.pair_count : args.word_count) = static_cast<int32_t>(paired ? k_words / 2 : k_words);

@@ -29,7 +29,7 @@ void xnor_accumulate_scalar(const XnorAccumulateArgs& args) {
         for (int lane = 0; lane < kWordBits; ++lane) mismatches[lane] += popcount(word ^ w[lane]);
       }
     }
-    int32_t* acc = args.acc + args.place(row) * args.acc_stride;
+    int32_t* acc = args.acc + args.row_place[row] * args.acc_stride;
     for (int lane = 0; lane < kWordBits; ++lane)
       acc[lane] = args.base[lane] - static_cast<int32_t>(mismatches[lane] << args.shift);
   }

@@ -119,7 +119,7 @@ void run(const Case& c, Random& random) {
       XnorAccumulateArgs args{};
       args.x = paired_x.data();
       args.row_offset = row_offset.data();
-      if (c.placed) args.row_place = row_place.data();
+      args.row_place = row_place.data();
       args.pairs = pairs.data();
       args.words = left.data();
       args.pair_count = static_cast<int32_t>(pairs.size());

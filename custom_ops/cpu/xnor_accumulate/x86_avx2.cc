@@ -86,7 +86,7 @@ inline __attribute__((always_inline)) void accumulate_row(const XnorAccumulateAr
           rest[i], count_bytes(mismatches<masked>(args, word, args.words[k].w + lane + i * kVectorLanes)));
   }
   const int32_t* base = args.base + lane;
-  int32_t* acc = args.acc + args.place(row) * args.acc_stride + lane;
+  int32_t* acc = args.acc + args.row_place[row] * args.acc_stride + lane;
   const __m128i shift = _mm_cvtsi32_si128(args.shift);
   for (int i = 0; i < kVectors; ++i) {
     const __m256i sum = _mm256_sll_epi32(_mm256_add_epi32(total[i], sum_bytes(rest[i], 1)), shift);
@@ -189,7 +189,7 @@ inline __attribute__((always_inline)) void look_up_rows(const XnorAccumulateArgs
   }
   const __m128i shift = _mm_cvtsi32_si128(args.shift);
   for (int r = 0; r < rows; ++r) {
-    int32_t* acc = args.acc + args.place(row + r) * args.acc_stride;
+    int32_t* acc = args.acc + args.row_place[row + r] * args.acc_stride;
     const int32_t* from = first ? acc : args.base;
     for (int half = 0; half < kHalves; ++half)
       subtract_counts(counts[r][half], from + half * 16, acc + half * 16, shift);

@@ -79,7 +79,7 @@ inline __attribute__((always_inline)) void accumulate_row(const XnorAccumulateAr
   for (; k < args.word_count; ++k)
     for (int i = 0; i < kVectors; ++i)
       rest[i] = _mm512_add_epi8(rest[i], count_bytes(mismatches<masked>(args, x, args.words[k], i * kVectorLanes)));
-  int32_t* acc = args.acc + args.place(row) * args.acc_stride;
+  int32_t* acc = args.acc + args.row_place[row] * args.acc_stride;
   const __m128i shift = _mm_cvtsi32_si128(args.shift);
   for (int i = 0; i < kVectors; ++i) {
     const __m512i sum = _mm512_sll_epi32(_mm512_add_epi32(total[i], sum_bytes(rest[i], 1)), shift);

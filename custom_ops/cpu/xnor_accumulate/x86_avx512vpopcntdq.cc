@@ -40,14 +40,14 @@ struct PairWeights {
 // MAC a cycle; as compilers order and copy it, with one half after the other, it is 300 to 350.
 inline __attribute__((always_inline)) void add_pair(Halves& ones, Halves& twos, const PairWeights& w,
                                                     const uint32_t* first, const uint32_t* parity) {
-  __m512i x_first, x_parity, differ_low, differ_high, before_low, before_high;
+  __m512i x_parity, differ_low, differ_high, before_low, before_high;
   __asm__(
       "vpbroadcastd %[parity], %[x_parity]\n\t"
-      "vpbroadcastd %[first], %[x_first]\n\t"
+      "vpbroadcastd %[first], %[differ_high]\n\t"
       "vmovdqa64 %[ones_low], %[before_low]\n\t"
       "vmovdqa64 %[ones_high], %[before_high]\n\t"
-      "vpxord %[x_first], %[w_first_low], %[differ_low]\n\t"
-      "vpxord %[x_first], %[w_first_high], %[differ_high]\n\t"
+      "vpxord %[differ_high], %[w_first_low], %[differ_low]\n\t"
+      "vpxord %[differ_high], %[w_first_high], %[differ_high]\n\t"
       "vpternlogd $0x96, %[x_parity], %[w_parity_low], %[ones_low]\n\t"  // a ^ b ^ c
       "vpternlogd $0x96, %[x_parity], %[w_parity_high], %[ones_high]\n\t"
       "vpternlogd $0xd4, %[ones_low], %[before_low], %[differ_low]\n\t"  // majority of b, a and a ^ b ^ c
@@ -57,7 +57,7 @@ inline __attribute__((always_inline)) void add_pair(Halves& ones, Halves& twos, 
       "vpaddd %[differ_low], %[twos_low], %[twos_low]\n\t"
       "vpaddd %[differ_high], %[twos_high], %[twos_high]"
       : [ones_low] "+v"(ones.low), [ones_high] "+v"(ones.high), [twos_low] "+v"(twos.low), [twos_high] "+v"(twos.high),
-        [x_first] "=&v"(x_first), [x_parity] "=&v"(x_parity), [differ_low] "=&v"(differ_low),
+        [x_parity] "=&v"(x_parity), [differ_low] "=&v"(differ_low),
         [differ_high] "=&v"(differ_high), [before_low] "=&v"(before_low), [before_high] "=&v"(before_high)
       : [w_first_low] "v"(w.first_low), [w_first_high] "v"(w.first_high), [w_parity_low] "v"(w.parity_low),
         [w_parity_high] "v"(w.parity_high), [first] "m"(*first), [parity] "m"(*parity));
@@ -136,47 +136,58 @@ inline __attribute__((always_inline)) void count_words(const XnorAccumulateArgs&
 
 // --- What becomes of the counts -------------------------------------------------------------------------------------
 
-// sum + factor * count in one step (VPDPWSSD), which multiplies 16 bits: counts above need more.
+// sum + factor * count in one step, which multiplies 16 bits: larger counts need more.  Assembly, so that the factor
+// stays in memory: the registers are full.
 constexpr int64_t kMostCount = (1 << 15) - 1;
 
 template <bool small>
-inline __attribute__((always_inline)) __m512i add_times(__m512i sum, __m512i count, int factor) {
-  return small ? _mm512_dpwssd_epi32(sum, count, _mm512_set1_epi32(factor & 0xffff))
-               : _mm512_add_epi32(sum, _mm512_mullo_epi32(count, _mm512_set1_epi32(factor)));
+inline __attribute__((always_inline)) __m512i add_times(__m512i sum, __m512i count, const int32_t& factor) {
+  if (!small) return _mm512_add_epi32(sum, _mm512_mullo_epi32(count, _mm512_set1_epi32(factor)));
+  // The upper half of a count is 0, whatever that of the factor is.
+  __asm__("vpdpwssd %[factor]%{1to16%}, %[count], %[sum]" : [sum] "+v"(sum) : [count] "v"(count), [factor] "m"(factor));
+  return sum;
 }
 
+// Both hold the arguments themselves: what is stored might be a part of them otherwise, to be read again.
 struct Accumulators {
-  const XnorAccumulateArgs& args;
+  const XnorAccumulateArgs args;
+  const int32_t once, twice;  // what a count is worth
+
+  explicit Accumulators(const XnorAccumulateArgs& args)
+      : args(args), once(-(1 << args.shift)), twice(2 * once) {}
 
   template <bool paired, bool small>
   __attribute__((always_inline)) void store(int64_t row, const Counts& counts) const {
-    int32_t* to = args.acc + args.place(row) * args.acc_stride;
+    int32_t* to = args.acc + args.row_place[row] * args.acc_stride;
     _mm512_storeu_si512(to, subtract<paired, small>(args.base, counts.once.low, counts.twice.low));
     _mm512_storeu_si512(to + kVectorLanes,
                         subtract<paired, small>(args.base + kVectorLanes, counts.once.high, counts.twice.high));
   }
   template <bool paired, bool small>
-  __attribute__((always_inline)) __m512i subtract(const int32_t* base, __m512i once, __m512i twice) const {
-    const int factor = -(1 << args.shift);
-    const __m512i acc = add_times<small>(_mm512_loadu_si512(base), once, factor);
-    return paired ? add_times<small>(acc, twice, 2 * factor) : acc;
+  __attribute__((always_inline)) __m512i subtract(const int32_t* base, __m512i count, __m512i pairs) const {
+    const __m512i acc = add_times<small>(_mm512_loadu_si512(base), count, once);
+    return paired ? add_times<small>(acc, pairs, twice) : acc;
   }
 };
 
 struct Bits {
-  const XnorAccumulateArgs& args;
-  uint32_t flip, valid;
-  uint32_t* q;
+  const XnorAccumulateArgs args;
+  const int32_t twice = 2;
+  const uint32_t flip, valid;
+  uint32_t* const q;
+
+  explicit Bits(const XnorBitsArgs& args)
+      : args(args.in), flip(args.flip), valid(args.valid), q(args.q) {}
 
   template <bool paired, bool small>
   __attribute__((always_inline)) void store(int64_t row, const Counts& counts) const {
     const __mmask16 low = reached<paired, small>(args.base, counts.once.low, counts.twice.low);
     const __mmask16 high = reached<paired, small>(args.base + kVectorLanes, counts.once.high, counts.twice.high);
-    q[args.place(row)] = (_cvtmask32_u32(_mm512_kunpackw(high, low)) ^ flip) & valid;
+    q[args.row_place[row]] = (_cvtmask32_u32(_mm512_kunpackw(high, low)) ^ flip) & valid;
   }
   template <bool paired, bool small>
-  __attribute__((always_inline)) __mmask16 reached(const int32_t* most, __m512i once, __m512i twice) const {
-    return _mm512_cmple_epi32_mask(paired ? add_times<small>(once, twice, 2) : once, _mm512_loadu_si512(most));
+  __attribute__((always_inline)) __mmask16 reached(const int32_t* most, __m512i count, __m512i pairs) const {
+    return _mm512_cmple_epi32_mask(paired ? add_times<small>(count, pairs, twice) : count, _mm512_loadu_si512(most));
   }
 };
 
@@ -208,24 +219,26 @@ inline __attribute__((always_inline)) void run_rest(int64_t left, const Out& out
   }
 }
 
-template <int tile, bool paired, bool masked, class Out>
-void run_rows(const Out& out) {
+// A single row at the end goes with the last tile: alone it would wait for its weights to be loaded.
+template <int tile, bool paired, bool masked, class Out, class Args>
+void run_rows(const Args& args) {
+  const Out out(args);
   int64_t row = 0;
-  for (; row + tile <= out.args.rows; row += tile) run_tile<tile, paired, masked>(out, row);
-  run_rest<tile - 1, paired, masked>(out.args.rows - row, out, row);
+  for (; row + tile + 1 < out.args.rows; row += tile) run_tile<tile, paired, masked>(out, row);
+  run_rest<tile + 1, paired, masked>(out.args.rows - row, out, row);
 }
 
-template <class Out>
-void run(const Out& out) {
-  if (out.args.mask) return run_rows<kWordRows, false, true>(out);
-  out.args.pair_count ? run_rows<kPairRows, true, false>(out) : run_rows<kWordRows, false, false>(out);
+template <class Out, class Args>
+void run(const XnorAccumulateArgs& in, const Args& args) {
+  if (in.mask) return run_rows<kWordRows, false, true, Out>(args);
+  in.pair_count ? run_rows<kPairRows, true, false, Out>(args) : run_rows<kWordRows, false, false, Out>(args);
 }
 
 }  // namespace
 
-void xnor_accumulate_avx512vpopcntdq(const XnorAccumulateArgs& args) { run(Accumulators{args}); }
+void xnor_accumulate_avx512vpopcntdq(const XnorAccumulateArgs& args) { run<Accumulators>(args, args); }
 
-void xnor_bits_avx512vpopcntdq(const XnorBitsArgs& args) { run(Bits{args.in, args.flip, args.valid, args.q}); }
+void xnor_bits_avx512vpopcntdq(const XnorBitsArgs& args) { run<Bits>(args.in, args); }
 
 void combine_terms_avx512vpopcntdq(const CombineArgs& args) { combine_terms_avx512(args); }  // no popcount in it
 

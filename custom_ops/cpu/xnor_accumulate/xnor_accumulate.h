@@ -32,7 +32,7 @@ struct XnorPair {
 struct XnorAccumulateArgs {
   const uint32_t* x;
   const int32_t* row_offset;  // [rows], in words
-  const int32_t* row_place;   // [rows], or null: 0, 1, 2, ...
+  const int32_t* row_place;   // [rows]: where in acc
   const XnorPair* pairs;      // [pair_count]: none with a mask, and for variants that do not take them
   const XnorWord* words;      // [word_count]
   int32_t pair_count, word_count;
@@ -43,8 +43,6 @@ struct XnorAccumulateArgs {
   int64_t acc_stride;
   int64_t rows;
   int32_t shift;
-
-  int64_t place(int64_t row) const { return row_place ? row_place[row] : row; }
 };
 
 // Bits instead of accumulators: bit o of q[place(r)] is acc[place(r)][o] >= 0, XOR bit o of flip.
