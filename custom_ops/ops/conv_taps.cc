@@ -31,31 +31,32 @@ size_t run_of(const std::vector<TapRun>& runs, int64_t output) {
 }  // namespace
 
 ConvTaps::ConvTaps(Call& call, const ConvGeometry& geometry, int64_t chunk)
-    : geometry_(geometry),
-      chunk_(chunk),
-      row_runs_(tap_runs(geometry, 0)),
-      column_runs_(tap_runs(geometry, 1)),
-      row_offset_(call.scratch<int32_t>(2 * geometry.pixels())),
-      row_place_(row_offset_ + geometry.pixels()) {
-  most_groups_ = std::min(chunk, checked_product(static_cast<int64_t>(row_runs_.size()),
-                                                 static_cast<int64_t>(column_runs_.size()), "the border classes"));
-  groups_ = call.scratch<Group>(chunks() * most_groups_);
-  group_count_ = call.scratch<int32_t>(chunks());
-  list_words(call);
-}
-
-void ConvTaps::list_words(Call& call) {
+    : geometry_(geometry), chunk_(chunk), row_runs_(tap_runs(geometry, 0)), column_runs_(tap_runs(geometry, 1)) {
   const ConvGeometry& g = geometry_;
-  int64_t rows = 0, columns = 0;
+  const auto count = [](const std::vector<TapRun>& runs) { return static_cast<int64_t>(runs.size()); };
+  most_groups_ = std::min(chunk, checked_product(count(row_runs_), count(column_runs_), "the border classes"));
+  int64_t rows = 0, columns = 0;  // of the taps that the lists have
   for (const TapRun& run : row_runs_) rows = std::max<int64_t>(rows, run.taps());
   for (const TapRun& run : column_runs_) columns += run.taps();
-  const int64_t pairs_of_tap = g.paired ? g.words / 2 : 0, words_of_tap = g.words - 2 * pairs_of_tap;
   const int64_t taps = checked_product(rows, columns, "the taps of the border classes");
   checked_product(taps, g.words, "the taps of the border classes");
-  XnorPair* pair = call.scratch<XnorPair>(taps * pairs_of_tap);
-  XnorWord* word = call.scratch<XnorWord>(taps * words_of_tap);
-  lists_.reserve(column_runs_.size());
+  const int64_t pairs_of_tap = g.paired ? g.words / 2 : 0, words_of_tap = g.words - 2 * pairs_of_tap;
+
+  // One piece of memory for all tables.
+  const int64_t groups = chunks() * most_groups_, pairs = taps * pairs_of_tap, words = taps * words_of_tap;
+  const auto bytes = [](int64_t size, int64_t n) { return size * n; };
+  char* memory = call.scratch<char>(bytes(sizeof(Group), groups) + bytes(sizeof(XnorPair), pairs) +
+                                    bytes(sizeof(XnorWord), words) +
+                                    bytes(sizeof(int32_t), 2 * g.pixels() + chunks()));
+  groups_ = reinterpret_cast<Group*>(memory);
+  XnorPair* pair = reinterpret_cast<XnorPair*>(groups_ + groups);
+  XnorWord* word = reinterpret_cast<XnorWord*>(pair + pairs);
+  row_offset_ = reinterpret_cast<int32_t*>(word + words);
+  row_place_ = row_offset_ + g.pixels();
+  group_count_ = row_place_ + g.pixels();
+
   const auto offset = [](int64_t value) { return static_cast<int32_t>(value); };
+  lists_.reserve(column_runs_.size());
   for (const TapRun& run : column_runs_) {
     lists_.push_back({pair, word});
     for (int64_t y = 0; y < rows; ++y)

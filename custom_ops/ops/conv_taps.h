@@ -83,7 +83,6 @@ class ConvTaps {
     const XnorWord* words;
   };
 
-  void list_words(Call& call);
   Group group_of(size_t row_run, size_t column_run, int64_t first, int64_t count) const;
 
   ConvGeometry geometry_;

@@ -163,7 +163,7 @@ void* Call::scratch_bytes(size_t bytes) {
     check(abi::KernelContext_GetAllocator(api_, context_, memory, &allocator_));
   }
   constexpr uintptr_t kAlignment = 64;
-  blocks_.reserve(blocks_.size() + 1);
+  if (blocks_.size() == blocks_.capacity()) blocks_.reserve(2 * blocks_.size() + 8);
   void* block = allocator_->Alloc(allocator_, bytes + kAlignment);
   if (!block) throw std::bad_alloc();
   blocks_.push_back(block);

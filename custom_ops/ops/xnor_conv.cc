@@ -44,6 +44,7 @@ struct ConvAttributes {
 
 struct ConvShapes {
   int64_t planes = kUnknown, bases = kUnknown, out_channels = kUnknown;
+  int64_t group_out = kUnknown, group_blocks = kUnknown;  // output channels of a group, and blocks of 32 of them
   int64_t kernel[2] = {kUnknown, kUnknown};
   int64_t k = kUnknown;
   Shape y{kUnknown, kUnknown, kUnknown, kUnknown}, q{kUnknown, kUnknown, kUnknown, kUnknown};
@@ -73,6 +74,10 @@ ConvShapes check_conv(const ConvAttributes& attributes, const Shape* shapes) {
     if (out.out_channels > 0 && out.out_channels % attributes.group)
       fail("input scale has ", out.out_channels, " output channels, expected a multiple of attribute 'group', ",
            attributes.group);
+    if (out.out_channels > 0) {
+      out.group_out = out.out_channels / attributes.group;
+      out.group_blocks = ceil_div(out.group_out, kWordBits);
+    }
   }
   if (w.known_rank()) {
     if (w.rank != 4)
@@ -127,13 +132,14 @@ ConvShapes check_conv(const ConvAttributes& attributes, const Shape* shapes) {
 }
 
 // acc >= integer_threshold(t) is float(acc) >= t, for every |acc| < 2^24.  The thresholds that are always or never
-// reached are 2^26 away: differences of them and accumulators do not overflow.
-int32_t integer_threshold(float t) {
+// reached are 2^26 away: differences of them and accumulators do not overflow.  Without a branch: done to vectors.
+inline int32_t integer_threshold(float t) {
   constexpr float kBeyond = 1 << 24;
-  if (!(t <= kBeyond)) return 1 << 26;  // NaN too: never
-  if (t < -kBeyond) return -(1 << 26);
-  const int32_t toward_zero = static_cast<int32_t>(t);
-  return toward_zero + (static_cast<float>(toward_zero) < t);
+  const bool never = !(t <= kBeyond), always = t < -kBeyond;  // NaN too: never
+  const float inside = never || always ? 0.0f : t;
+  const int32_t toward_zero = static_cast<int32_t>(inside);
+  const int32_t up = toward_zero + (static_cast<float>(toward_zero) < inside);
+  return never ? 1 << 26 : always ? -(1 << 26) : up;
 }
 
 class XnorConv {
@@ -252,16 +258,14 @@ class XnorConv {
 
   // Whether a group's channels do not start at a word of the densely packed input.
   bool moves_bits() const { return attributes_.group > 1 && attributes_.group_channels() % kWordBits != 0; }
-  int64_t group_out(const ConvShapes& s) const { return s.out_channels / attributes_.group; }
-  int64_t group_blocks(const ConvShapes& s) const { return ceil_div(group_out(s), kWordBits); }
   // The first output channel of a block, how many it has, and whether every block's channels are a word of Q.
   int64_t channel_of(const ConvShapes& s, int64_t block) const {
-    return block / group_blocks(s) * group_out(s) + block % group_blocks(s) * kWordBits;
+    return block / s.group_blocks * s.group_out + block % s.group_blocks * kWordBits;
   }
   int64_t channels_of(const ConvShapes& s, int64_t block) const {
-    return std::min<int64_t>(kWordBits, group_out(s) - block % group_blocks(s) * kWordBits);
+    return std::min<int64_t>(kWordBits, s.group_out - block % s.group_blocks * kWordBits);
   }
-  bool words_aligned(const ConvShapes& s) const { return attributes_.group == 1 || group_out(s) % kWordBits == 0; }
+  bool words_aligned(const ConvShapes& s) const { return attributes_.group == 1 || s.group_out % kWordBits == 0; }
   int64_t words() const { return ceil_div(attributes_.channels, kWordBits); }
   int32_t shift() const { return attributes_.x_low == -1 ? 1 : 0; }
 
@@ -274,7 +278,7 @@ class XnorConv {
     LookupConvLayout layout;
     layout.group = attributes_.group;
     layout.channels = attributes_.group_channels();
-    layout.group_outputs = group_out(s);
+    layout.group_outputs = s.group_out;
     layout.bases = s.bases;
     std::copy_n(s.kernel, 2, layout.kernel);
     std::copy_n(attributes_.strides, 2, layout.strides);
@@ -302,7 +306,7 @@ class XnorConv {
     XnorWeightsLayout layout;
     expect_type(in[kW], "W", ORT_UINT32);
     expect_type(in[kMask], "mask", ORT_UINT32);
-    layout.blocks = s.bases * attributes_.group * group_blocks(s);
+    layout.blocks = s.bases * attributes_.group * s.group_blocks;
     layout.length = attributes_.group_channels();
     layout.kernel[0] = s.kernel[0];
     layout.kernel[1] = s.kernel[1];
@@ -317,15 +321,15 @@ class XnorConv {
   // Blocks are ordered basis, group, block of the group; more than one basis only without groups.
   void fill_weights(const ConvShapes& s, const Tensor* in, const XnorWeightsLayout& layout, const XnorWeights& weights,
                     int64_t block) const {
-    const int64_t per_group = group_blocks(s), first_in_group = block % per_group * kWordBits;
+    const int64_t per_group = s.group_blocks, first_in_group = block % per_group * kWordBits;
     const BroadcastStrides w = broadcast_strides(in[kW].shape, in[kW].shape);
     const BroadcastStrides mask = broadcast_strides(in[kMask].shape, in[kW].shape);
     WeightSource source{in[kW].as<uint32_t>(),
                         {in[kW].shape.dim[0] == 1 ? 0 : w.stride[0], w.stride[1], w.stride[2], w.stride[3]},
                         in[kMask].as<uint32_t>(),
                         {mask.stride[0], mask.stride[1], mask.stride[2], mask.stride[3]}};
-    fill_block(layout, weights, block, source, block / per_group * group_out(s) + first_in_group,
-               std::min<int64_t>(kWordBits, group_out(s) - first_in_group));
+    fill_block(layout, weights, block, source, block / per_group * s.group_out + first_in_group,
+               std::min<int64_t>(kWordBits, s.group_out - first_in_group));
   }
 
   ConvGeometry geometry(const Shape& p, const Job& job) const {
@@ -373,17 +377,21 @@ class XnorConv {
                   : job.weights.base;
     job.base = base;
     if (job.counts_to_bits) job.flips = call.scratch<uint32_t>(job.layout.blocks);
-    const auto make_bases = [&](int64_t block) {
-      int32_t* block_base = base + block * block_bases;
-      class_bases(job, block, block_base);
-      if (job.counts_to_bits) subtract_thresholds(job, block, block_base);
-    };
 
+    // Many small pieces of work, shared out by what they write.
     const int64_t chunks = job.taps->chunks(), bases = own_bases ? job.layout.blocks : 0;
-    call.parallel_for(chunks + copies + bases, [&](int64_t item) {
-      if (item < chunks) return job.taps->fill(item);
-      item -= chunks;
-      item < copies ? copy_words(item) : make_bases(item - copies);
+    const int64_t items = chunks + copies + bases;
+    constexpr int64_t kTaskWords = 1 << 12;  // about a microsecond
+    const int64_t written = 2 * job.pixels() + copies * pair * job.plane + bases * block_bases;
+    const int64_t tasks = std::min(items, written / kTaskWords + 1);
+    call.parallel_for(tasks, [&](int64_t task) {
+      for (int64_t item = items * task / tasks; item < items * (task + 1) / tasks; ++item)
+        if (item < chunks)
+          job.taps->fill(item);
+        else if (item < chunks + copies)
+          copy_words(item - chunks);
+        else
+          class_bases(job, item - chunks - copies, base + (item - chunks - copies) * block_bases);
     });
   }
 
@@ -415,17 +423,27 @@ class XnorConv {
       copy([=](int64_t i) { return low[i] >> shift | low[size + i] << (kWordBits - shift); });
   }
 
-  // The base of every class of pixels: that of all taps, plus what those that are not in the padding add to it there,
-  // less what all would.
+  // What counting starts from, for every class of pixels: the base of all taps, plus what those that are not in the
+  // padding add to it there, less what all would.  For bits, (base - threshold) / 2^shift, rounded down: the largest
+  // count that still reaches the threshold.
   void class_bases(const Job& job, int64_t block, int32_t* __restrict base) const {
-    const int32_t* all_taps = job.weights.base + block * kWordBits;
+    int32_t from[kWordBits];
+    std::copy_n(job.weights.base + block * kWordBits, kWordBits, from);
+    if (job.counts_to_bits) {
+      const IntegerThresholds thresholds =
+          integer_thresholds(job, 0, channel_of(job.s, block), channels_of(job.s, block));
+      job.flips[block] = thresholds.flip;
+      for (int lane = 0; lane < kWordBits; ++lane) from[lane] -= thresholds.of[lane];
+    }
+    const int32_t shift = job.counts_to_bits ? this->shift() : 0;
     if (!job.layout.padded) {
-      std::copy_n(all_taps, kWordBits, base);
+      for (int lane = 0; lane < kWordBits; ++lane) base[lane] = from[lane] >> shift;
       return;
     }
     const int64_t row = (job.s.kernel[1] + 1) * kWordBits;
     const int32_t* corners = job.weights.corners + block * job.layout.corners() * kWordBits;
     const int32_t* all = corners + job.s.kernel[0] * row + job.s.kernel[1] * kWordBits;
+    for (int lane = 0; lane < kWordBits; ++lane) from[lane] -= all[lane];
     for (const TapRun& v : job.taps->row_runs())
       for (const TapRun& h : job.taps->column_runs()) {
         const int32_t* bottom_right = corners + v.tap_end * row + h.tap_end * kWordBits;
@@ -433,20 +451,10 @@ class XnorConv {
         const int32_t* bottom_left = corners + v.tap_end * row + h.tap_begin * kWordBits;
         const int32_t* top_left = corners + v.tap_begin * row + h.tap_begin * kWordBits;
         for (int lane = 0; lane < kWordBits; ++lane)
-          base[lane] = all_taps[lane] - all[lane] + bottom_right[lane] - top_right[lane] - bottom_left[lane] +
-                       top_left[lane];
+          base[lane] =
+              (from[lane] + bottom_right[lane] - top_right[lane] - bottom_left[lane] + top_left[lane]) >> shift;
         base += kWordBits;
       }
-  }
-
-  // base -> (base - threshold) / 2^shift, rounded down: the largest count that still reaches the threshold.
-  void subtract_thresholds(const Job& job, int64_t block, int32_t* base) const {
-    const IntegerThresholds thresholds =
-        integer_thresholds(job, 0, channel_of(job.s, block), channels_of(job.s, block));
-    const int32_t shift = this->shift();
-    job.flips[block] = thresholds.flip;
-    for (int64_t i = 0; i < job.taps->classes(); ++i, base += kWordBits)
-      for (int lane = 0; lane < kWordBits; ++lane) base[lane] = (base[lane] - thresholds.of[lane]) >> shift;
   }
 
   // Pixels done at a time.  112 = 7 x 16: whole tiles of the accumulation, whole vectors of the epilogue, and
@@ -469,7 +477,7 @@ class XnorConv {
       chunk = std::min(std::max<int64_t>(fitting, 16), std::min(kChunkPixels, round_up(pixels, 16)));
       // Enough tasks to share out evenly; the channel block is outermost so that its weights stay in the cache.
       constexpr int64_t kTasks = 16;
-      block_tasks = s.y.dim[0] * conv.attributes_.group * conv.group_blocks(s);
+      block_tasks = s.y.dim[0] * conv.attributes_.group * s.group_blocks;
       splits = std::min(ceil_div(pixels, chunk), ceil_div(kTasks, block_tasks));
       if (job.counts_to_bits) {  // no accumulators
         chunk = ceil_div(pixels, splits);
@@ -505,7 +513,7 @@ class XnorConv {
   void run_chunk(const Job& job, int64_t block_of_batch, int64_t index, int64_t chunk, int32_t* scratch,
                  float* whole_v) const {
     const ConvShapes& s = job.s;
-    const int64_t blocks = attributes_.group * group_blocks(s);
+    const int64_t blocks = attributes_.group * s.group_blocks;
     const int64_t n = block_of_batch / blocks, block = block_of_batch % blocks;
     const int64_t pixel = index * chunk, count = job.taps->pixels_of(index);
     if (job.counts_to_bits) {
@@ -574,8 +582,8 @@ class XnorConv {
 
   // Plane p of image n times weight basis m, for one block of filters.
   XnorAccumulateArgs accumulation(const Job& job, int64_t n, int64_t p, int64_t m, int64_t block) const {
-    const int64_t group = block / group_blocks(job.s);
-    const int64_t filters = m * attributes_.group * group_blocks(job.s) + block;
+    const int64_t group = block / job.s.group_blocks;
+    const int64_t filters = m * attributes_.group * job.s.group_blocks + block;
     XnorAccumulateArgs args{};
     args.x = job.x + ((n * job.s.planes + p) * job.plane_words + group * job.group_stride) * job.plane;
     args.w = job.weights.words + filters * job.layout.k_words() * kWordBits;
@@ -624,8 +632,9 @@ class XnorConv {
     const Thresholds& thresholds = job.epilogue.thresholds();
     const float* threshold = thresholds.threshold.at(n, channel, 0) + plane * thresholds.threshold.plane_stride;
     IntegerThresholds out;
-    for (int64_t i = 0; i < channels; ++i)
-      out.of[i] = integer_threshold(threshold[i * thresholds.threshold.row_stride]);
+    float values[kWordBits] = {};
+    for (int64_t i = 0; i < channels; ++i) values[i] = threshold[i * thresholds.threshold.row_stride];
+    for (int i = 0; i < kWordBits; ++i) out.of[i] = integer_threshold(values[i]);
     if (!thresholds.flip.data) return out;
     const uint8_t* flip = thresholds.flip.at(n, channel, 0) + plane * thresholds.flip.plane_stride;
     for (int64_t i = 0; i < channels; ++i)
