@@ -633,12 +633,16 @@ class XnorConv {
     const float* threshold = thresholds.threshold.at(n, channel, 0) + plane * thresholds.threshold.plane_stride;
     IntegerThresholds out;
     float values[kWordBits] = {};
-    for (int64_t i = 0; i < channels; ++i) values[i] = threshold[i * thresholds.threshold.row_stride];
+    if (thresholds.threshold.row_stride == 1)
+      std::copy_n(threshold, channels, values);
+    else
+      for (int64_t i = 0; i < channels; ++i) values[i] = threshold[i * thresholds.threshold.row_stride];
     for (int i = 0; i < kWordBits; ++i) out.of[i] = integer_threshold(values[i]);
     if (!thresholds.flip.data) return out;
     const uint8_t* flip = thresholds.flip.at(n, channel, 0) + plane * thresholds.flip.plane_stride;
+    if (thresholds.flip.row_stride == 0 && !*flip) return out;
     for (int64_t i = 0; i < channels; ++i)
-      if (flip[i * thresholds.flip.row_stride]) out.flip |= uint32_t{1} << i;
+      out.flip |= uint32_t{flip[i * thresholds.flip.row_stride] != 0} << i;
     return out;
   }
 
