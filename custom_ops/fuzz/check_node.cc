@@ -86,7 +86,7 @@ const OrtCustomOp& op_for(const Node& node) {
 }
 
 int64_t memory_bound(const Node& node, const std::vector<Tensor>& outputs) {
-  double inputs = 0, outs = 1, padded = 0, planes = 1, thresholds = 1, terms = 1;
+  double inputs = 0, outs = 1, seen = 0, planes = 1, thresholds = 1, terms = 1;
   for (const Input& input : node.inputs)
     inputs += 64 + elements(input.tensor.dims) * static_cast<double>(element_bytes(input.tensor.type));
   for (const Tensor& output : outputs) outs = std::max(outs, elements(output.dims));
@@ -104,19 +104,14 @@ int64_t memory_bound(const Node& node, const std::vector<Tensor>& outputs) {
     const double filters = w.empty() ? 1 : static_cast<double>(conv ? w[0] : w.back());
     terms =
         planes * std::max(1.0, filters / std::max(1.0, columns)) + 2 * (s.empty() ? 1.0 : static_cast<double>(s[0]));
-    const auto padded_size = [&](size_t axis) {
-      const double before = static_cast<double>(attribute_or(node, "pads", axis - 2, 0));
-      const double after = static_cast<double>(attribute_or(node, "pads", axis, 0));
-      return std::max(0.0, static_cast<double>(x[axis]) + before + after);
-    };
-    if (conv && x.size() == 4)
-      padded = std::max(0.0, static_cast<double>(x[0]) * planes * static_cast<double>(length)) * padded_size(2) *
-               padded_size(3);
+    if (conv && w.size() == 4)
+      seen = static_cast<double>(w[1]) * static_cast<double>(w[2]) * static_cast<double>(w[3]) *
+             (2 * static_cast<double>(w[3]) + 1);
   }
   terms = std::max(1.0, terms);
   constexpr double kMost = int64_t{1} << 60;
   return static_cast<int64_t>(
-      std::min(kMost, 65536 + 1024 * inputs + 16 * (1 + thresholds) * outs + 4 * padded + 4096 * terms));
+      std::min(kMost, 65536 + 1024 * inputs + 16 * (1 + thresholds) * outs + 12 * seen + 4096 * terms));
 }
 
 Checked check_node(const Node& node, const CheckOptions& options) {

@@ -16,7 +16,8 @@ std::vector<TapRun> tap_runs(const ConvGeometry& g, int axis) {
     const int64_t pad = g.pads[axis] - i * g.strides[axis];
     const int32_t begin = taps_before(pad), end = taps_before(pad + g.in[axis]);
     // Both ends only fall: no range returns.
-    if (runs.empty() || runs.back().tap_begin != begin || runs.back().tap_end != end) runs.push_back({i, i, begin, end});
+    if (runs.empty() || runs.back().tap_begin != begin || runs.back().tap_end != end)
+      runs.push_back({i, i, begin, end});
     ++runs.back().end;
   }
   return runs;
@@ -34,7 +35,8 @@ ConvTaps::ConvTaps(Call& call, const ConvGeometry& geometry, int64_t chunk)
     : geometry_(geometry), chunk_(chunk), row_runs_(tap_runs(geometry, 0)), column_runs_(tap_runs(geometry, 1)) {
   const ConvGeometry& g = geometry_;
   const auto count = [](const std::vector<TapRun>& runs) { return static_cast<int64_t>(runs.size()); };
-  most_groups_ = std::min(chunk, checked_product(count(row_runs_), count(column_runs_), "the border classes"));
+  const int64_t classes = checked_product(count(row_runs_), count(column_runs_), "the border classes");
+  most_groups_ = std::min(chunk, classes);
   int64_t rows = 0, columns = 0;  // of the taps that the lists have
   for (const TapRun& run : row_runs_) rows = std::max<int64_t>(rows, run.taps());
   for (const TapRun& run : column_runs_) columns += run.taps();
@@ -44,28 +46,34 @@ ConvTaps::ConvTaps(Call& call, const ConvGeometry& geometry, int64_t chunk)
 
   // One piece of memory for all tables.
   const int64_t groups = chunks() * most_groups_, pairs = taps * pairs_of_tap, words = taps * words_of_tap;
-  const auto bytes = [](int64_t size, int64_t n) { return size * n; };
-  char* memory = call.scratch<char>(bytes(sizeof(Group), groups) + bytes(sizeof(XnorPair), pairs) +
-                                    bytes(sizeof(XnorWord), words) +
-                                    bytes(sizeof(int32_t), 2 * g.pixels() + chunks()));
-  groups_ = reinterpret_cast<Group*>(memory);
+  const auto bytes = [](size_t size, int64_t n) { return static_cast<int64_t>(size) * n; };
+  char* memory =
+      call.scratch<char>(bytes(sizeof(Class), classes) + bytes(sizeof(Group), groups) + bytes(sizeof(XnorPair), pairs) +
+                         bytes(sizeof(XnorWord), words) + bytes(sizeof(int32_t), 2 * g.pixels() + chunks()));
+  classes_ = reinterpret_cast<Class*>(memory);
+  groups_ = reinterpret_cast<Group*>(classes_ + classes);
   XnorPair* pair = reinterpret_cast<XnorPair*>(groups_ + groups);
   XnorWord* word = reinterpret_cast<XnorWord*>(pair + pairs);
   row_offset_ = reinterpret_cast<int32_t*>(word + words);
   row_place_ = row_offset_ + g.pixels();
   group_count_ = row_place_ + g.pixels();
 
-  const auto offset = [](int64_t value) { return static_cast<int32_t>(value); };
-  lists_.reserve(column_runs_.size());
-  for (const TapRun& run : column_runs_) {
-    lists_.push_back({pair, word});
+  const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
+  for (size_t h = 0; h < column_runs_.size(); ++h) {
+    const TapRun& run = column_runs_[h];
+    for (size_t v = 0; v < row_runs_.size(); ++v) {
+      const int64_t seen = row_runs_[v].taps() * run.taps();
+      const int64_t first_tap = seen ? row_runs_[v].tap_begin * g.kernel[1] + run.tap_begin : 0;
+      classes_[v * column_runs_.size() + h] = {pair, word, narrow(seen * pairs_of_tap), narrow(seen * words_of_tap),
+                                               first_tap * g.words * kWordBits};
+    }
     for (int64_t y = 0; y < rows; ++y)
       for (int64_t x = 0; x < run.taps(); ++x) {
         int64_t at = y * g.dilations[0] * g.in[1] + x * g.dilations[1];
         int64_t w = (y * g.kernel[1] + x) * g.words * kWordBits;
         for (int64_t i = 0; i < pairs_of_tap; ++i, at += 2 * g.plane(), w += 2 * kWordBits)
-          *pair++ = {offset(at), offset(at + g.plane()), offset(w)};
-        for (int64_t i = 0; i < words_of_tap; ++i, at += g.plane(), w += kWordBits) *word++ = {offset(at), offset(w)};
+          *pair++ = {narrow(at), narrow(at + g.plane()), narrow(w)};
+        for (int64_t i = 0; i < words_of_tap; ++i, at += g.plane(), w += kWordBits) *word++ = {narrow(at), narrow(w)};
       }
   }
 }
@@ -89,7 +97,8 @@ void ConvTaps::fill(int64_t chunk) const {
       const int32_t step = reads ? static_cast<int32_t>(g.strides[1]) : 0;
       const int64_t first = at;
       for (int64_t y = top; y < bottom; ++y) {
-        const int64_t x = std::max(columns.first, begin - y * width), count = std::min(columns.end, end - y * width) - x;
+        const int64_t x = std::max(columns.first, begin - y * width),
+                      count = std::min(columns.end, end - y * width) - x;
         const int64_t from_y = y * g.strides[0] - g.pads[0] + rows.tap_begin * g.dilations[0];
         const int64_t from_x = x * g.strides[1] - g.pads[1] + columns.tap_begin * g.dilations[1];
         const int32_t from = reads && count > 0 ? static_cast<int32_t>(from_y * g.in[1] + from_x) : 0;
@@ -102,25 +111,12 @@ void ConvTaps::fill(int64_t chunk) const {
         }
         at += std::max<int64_t>(count, 0);
       }
-      if (at > first) *group++ = group_of(v, h, first, at - first);
+      if (at > first)
+        *group++ = {static_cast<int32_t>(v * column_runs_.size() + h), static_cast<int32_t>(first),
+                    static_cast<int32_t>(at - first)};
     }
   }
   group_count_[chunk] = static_cast<int32_t>(group - groups);
-}
-
-ConvTaps::Group ConvTaps::group_of(size_t row_run, size_t column_run, int64_t first, int64_t count) const {
-  const TapRun &rows = row_runs_[row_run], &columns = column_runs_[column_run];
-  const int64_t pairs_of_tap = geometry_.paired ? geometry_.words / 2 : 0, taps = rows.taps() * columns.taps();
-  Group group{};
-  group.pairs = lists_[column_run].pairs;
-  group.words = lists_[column_run].words;
-  group.pair_count = static_cast<int32_t>(taps * pairs_of_tap);
-  group.word_count = static_cast<int32_t>(taps * (geometry_.words - 2 * pairs_of_tap));
-  if (taps) group.w = (rows.tap_begin * geometry_.kernel[1] + columns.tap_begin) * geometry_.words * kWordBits;
-  group.base = static_cast<int64_t>(row_run * column_runs_.size() + column_run) * kWordBits;
-  group.first = static_cast<int32_t>(first);
-  group.count = static_cast<int32_t>(count);
-  return group;
 }
 
 }  // namespace binarize

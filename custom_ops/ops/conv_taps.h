@@ -46,50 +46,46 @@ class ConvTaps {
   int64_t pixels_of(int64_t chunk) const { return std::min(chunk_, geometry_.pixels() - chunk * chunk_); }
   void fill(int64_t chunk) const;
 
-  // run() for the pixels of each class in a chunk, which it finds in `args`.  They come with what all have in common: x,
-  // the weights and masks of all taps, [classes][32] bases, and acc (or q) of the chunk's first pixel.
+  // run() for the pixels of each class in a chunk, which it finds in `args`.  They come with what all have in common:
+  // x, the weights and masks of all taps, [classes][32] bases, and acc (or q) of the chunk's first pixel.
   template <class Run>
   void for_each_class(int64_t chunk, XnorAccumulateArgs& args, const Run& run) const {
     const uint32_t *w = args.w, *mask = args.mask;
     const int32_t* base = args.base;
     const Group* group = groups_ + chunk * most_groups_;
     for (const Group* end = group + group_count_[chunk]; group != end; ++group) {
+      const Class& pixels = classes_[group->index];
       args.row_offset = row_offset_ + group->first;
       args.row_place = row_place_ + group->first;
       args.rows = group->count;
-      args.pairs = group->pairs;
-      args.words = group->words;
-      args.pair_count = group->pair_count;
-      args.word_count = group->word_count;
-      args.w = w + group->w;
-      if (mask) args.mask = mask + group->w;
-      args.base = base + group->base;
+      args.pairs = pixels.pairs;
+      args.words = pixels.words;
+      args.pair_count = pixels.pair_count;
+      args.word_count = pixels.word_count;
+      args.w = w + pixels.w;
+      if (mask) args.mask = mask + pixels.w;
+      args.base = base + int64_t{group->index} * kWordBits;
       run();
     }
   }
 
  private:
-  // Pixels of one class in one chunk: [first, first + count) of the tables of rows.
-  struct Group {
+  struct Class {
     const XnorPair* pairs;
     const XnorWord* words;
     int32_t pair_count, word_count;
-    int64_t w, base;  // where its first tap and its base begin
-    int32_t first, count;
+    int64_t w;  // where the weights of its first tap begin
   };
-  // The words of all rows of taps and the columns that a run of columns sees.
-  struct Lists {
-    const XnorPair* pairs;
-    const XnorWord* words;
+  // Pixels of one class in one chunk: [first, first + count) of the tables of rows.
+  struct Group {
+    int32_t index, first, count;
   };
-
-  Group group_of(size_t row_run, size_t column_run, int64_t first, int64_t count) const;
 
   ConvGeometry geometry_;
   int64_t chunk_, most_groups_;
   std::vector<TapRun> row_runs_, column_runs_;
-  std::vector<Lists> lists_;  // of each run of columns
   int32_t *row_offset_, *row_place_;
+  Class* classes_;
   Group* groups_;         // [chunks][most_groups]
   int32_t* group_count_;  // [chunks]
 };

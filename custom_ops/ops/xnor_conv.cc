@@ -366,15 +366,14 @@ class XnorConv {
       const int64_t in_group = item % pairs_of_group * pair, first = item / pairs_of_group * group_words + in_group;
       uint32_t* out = copy + first * job.plane;
       copy_plane(p.as<uint32_t>(), first, job, nullptr, out);
-      if (pair == 2 && in_group + 1 < group_words)
-        copy_plane(p.as<uint32_t>(), first + 1, job, out, out + job.plane);
+      if (pair == 2 && in_group + 1 < group_words) copy_plane(p.as<uint32_t>(), first + 1, job, out, out + job.plane);
     };
 
     const bool own_bases = job.layout.padded || job.counts_to_bits;
     const int64_t block_bases = checked_product(job.taps->classes(), kWordBits, "the border classes");
-    int32_t* base =
-        own_bases ? call.scratch<int32_t>(checked_product(job.layout.blocks, block_bases, "the border classes"))
-                  : job.weights.base;
+    int32_t* base = own_bases
+                        ? call.scratch<int32_t>(checked_product(job.layout.blocks, block_bases, "the border classes"))
+                        : job.weights.base;
     job.base = base;
     if (job.counts_to_bits) job.flips = call.scratch<uint32_t>(job.layout.blocks);
 
@@ -641,8 +640,7 @@ class XnorConv {
     if (!thresholds.flip.data) return out;
     const uint8_t* flip = thresholds.flip.at(n, channel, 0) + plane * thresholds.flip.plane_stride;
     if (thresholds.flip.row_stride == 0 && !*flip) return out;
-    for (int64_t i = 0; i < channels; ++i)
-      out.flip |= uint32_t{flip[i * thresholds.flip.row_stride] != 0} << i;
+    for (int64_t i = 0; i < channels; ++i) out.flip |= uint32_t{flip[i * thresholds.flip.row_stride] != 0} << i;
     return out;
   }
 

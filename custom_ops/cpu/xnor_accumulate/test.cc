@@ -45,7 +45,8 @@ void run(const Case& c, Random& random) {
     row_place.push_back(static_cast<int32_t>(c.placed ? 2 * (c.rows - 1 - r) : r));
   }
   for (int64_t k = 0; k < c.k_words; ++k)
-    words.push_back({static_cast<int32_t>(c.k_words - k), static_cast<int32_t>((k < c.k_words / 2 ? k : k + 2) * lanes)});
+    words.push_back(
+        {static_cast<int32_t>(c.k_words - k), static_cast<int32_t>((k < c.k_words / 2 ? k : k + 2) * lanes)});
 
   for (int64_t o = 0; o < lanes; ++o) {
     int32_t all = 0, plus = 0;  // weights, and those of them that are +1
@@ -100,8 +101,8 @@ void run(const Case& c, Random& random) {
       std::vector<XnorPair> pairs;
       std::vector<XnorWord> left;
       for (size_t k = 0; k < words.size(); ++k) {
-        const bool starts = static_cast<int64_t>(pairs.size()) < count && k + 1 < words.size() &&
-                            words[k + 1].w == words[k].w + lanes;
+        const bool starts =
+            static_cast<int64_t>(pairs.size()) < count && k + 1 < words.size() && words[k + 1].w == words[k].w + lanes;
         if (!starts) {
           left.push_back(words[k]);
           continue;

@@ -82,8 +82,8 @@ inline __attribute__((always_inline)) void accumulate_row(const XnorAccumulateAr
   for (; k < args.word_count; ++k) {
     const __m256i word = broadcast(x[args.words[k].x]);
     for (int i = 0; i < kVectors; ++i)
-      rest[i] = _mm256_add_epi8(
-          rest[i], count_bytes(mismatches<masked>(args, word, args.words[k].w + lane + i * kVectorLanes)));
+      rest[i] = _mm256_add_epi8(rest[i],
+                                count_bytes(mismatches<masked>(args, word, args.words[k].w + lane + i * kVectorLanes)));
   }
   const int32_t* base = args.base + lane;
   int32_t* acc = args.acc + args.row_place[row] * args.acc_stride + lane;

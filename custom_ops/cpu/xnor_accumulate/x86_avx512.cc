@@ -56,9 +56,7 @@ inline __attribute__((always_inline)) void accumulate_row(const XnorAccumulateAr
     for (; k < end; k += kBlockWords) {
       const XnorWord* at = args.words + k;
       for (int i = 0; i < kVectors; ++i) {
-        const auto differ = [&](int j) {
-          return mismatches<masked>(args, x, at[j], i * kVectorLanes);
-        };
+        const auto differ = [&](int j) { return mismatches<masked>(args, x, at[j], i * kVectorLanes); };
         const __m512i carry01 = carry_save(ones[i], differ(0), differ(1));
         const __m512i carry23 = carry_save(ones[i], differ(2), differ(3));
         const __m512i carry0123 = carry_save(twos[i], carry01, carry23);
@@ -83,7 +81,8 @@ inline __attribute__((always_inline)) void accumulate_row(const XnorAccumulateAr
   const __m128i shift = _mm_cvtsi32_si128(args.shift);
   for (int i = 0; i < kVectors; ++i) {
     const __m512i sum = _mm512_sll_epi32(_mm512_add_epi32(total[i], sum_bytes(rest[i], 1)), shift);
-    _mm512_storeu_si512(acc + i * kVectorLanes, _mm512_sub_epi32(_mm512_loadu_si512(args.base + i * kVectorLanes), sum));
+    _mm512_storeu_si512(acc + i * kVectorLanes,
+                        _mm512_sub_epi32(_mm512_loadu_si512(args.base + i * kVectorLanes), sum));
   }
 }
 

@@ -57,8 +57,8 @@ inline __attribute__((always_inline)) void add_pair(Halves& ones, Halves& twos, 
       "vpaddd %[differ_low], %[twos_low], %[twos_low]\n\t"
       "vpaddd %[differ_high], %[twos_high], %[twos_high]"
       : [ones_low] "+v"(ones.low), [ones_high] "+v"(ones.high), [twos_low] "+v"(twos.low), [twos_high] "+v"(twos.high),
-        [x_parity] "=&v"(x_parity), [differ_low] "=&v"(differ_low),
-        [differ_high] "=&v"(differ_high), [before_low] "=&v"(before_low), [before_high] "=&v"(before_high)
+        [x_parity] "=&v"(x_parity), [differ_low] "=&v"(differ_low), [differ_high] "=&v"(differ_high),
+        [before_low] "=&v"(before_low), [before_high] "=&v"(before_high)
       : [w_first_low] "v"(w.first_low), [w_first_high] "v"(w.first_high), [w_parity_low] "v"(w.parity_low),
         [w_parity_high] "v"(w.parity_high), [first] "m"(*first), [parity] "m"(*parity));
 }
@@ -153,8 +153,7 @@ struct Accumulators {
   const XnorAccumulateArgs args;
   const int32_t once, twice;  // what a count is worth
 
-  explicit Accumulators(const XnorAccumulateArgs& args)
-      : args(args), once(-(1 << args.shift)), twice(2 * once) {}
+  explicit Accumulators(const XnorAccumulateArgs& args) : args(args), once(-(1 << args.shift)), twice(2 * once) {}
 
   template <bool paired, bool small>
   __attribute__((always_inline)) void store(int64_t row, const Counts& counts) const {
@@ -176,8 +175,7 @@ struct Bits {
   const uint32_t flip, valid;
   uint32_t* const q;
 
-  explicit Bits(const XnorBitsArgs& args)
-      : args(args.in), flip(args.flip), valid(args.valid), q(args.q) {}
+  explicit Bits(const XnorBitsArgs& args) : args(args.in), flip(args.flip), valid(args.valid), q(args.q) {}
 
   template <bool paired, bool small>
   __attribute__((always_inline)) void store(int64_t row, const Counts& counts) const {
