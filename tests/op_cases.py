@@ -8,6 +8,7 @@ the edge of every comparison, occurs in every case that has one.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -904,6 +905,36 @@ def low_bit_matmuls() -> list[Case]:
     ]
 
 
+def border_convs() -> list[Case]:
+    """Pixels that see all taps, some or none, with every value of the padding and paired, odd and single words."""
+    square: dict[str, Any] = {"pads": PAD1}
+    geometries: dict[str, tuple[tuple[int, int], tuple[int, int], dict[str, Any]]] = {
+        "each class a pixel": ((3, 3), (3, 3), square),
+        "a column": ((5, 1), (3, 3), square),
+        "a row": ((1, 9), (3, 3), square),
+        "chunks within a row": ((3, 130), (3, 3), square),
+        "kernel wider than the image": ((3, 2), (5, 7), {"pads": (2, 3, 2, 3)}),
+        "pixels without a tap": ((2, 3), (2, 2), {"pads": (4, 3, 4, 5)}),
+        "no pixel with every tap": ((2, 2), (4, 3), {"pads": (3, 2, 3, 2)}),
+        "top and left": ((6, 7), (3, 3), {"pads": (1, 1, 0, 0)}),
+        "bottom and right": ((7, 6), (3, 3), {"pads": (0, 0, 2, 1)}),
+        "stride 2": ((9, 8), (3, 3), {**square, "strides": (2, 2)}),
+        "strides and dilations": ((11, 10), (3, 3), {"pads": (2, 3, 4, 3), "strides": (3, 2), "dilations": (2, 3)}),
+        "strides past the image": ((2, 2), (3, 3), {"pads": (1, 1, 9, 9), "strides": (5, 5)}),
+        "taps on both sides of the image": ((2, 1), (2, 2), {"pads": (3, 3, 3, 3), "dilations": (4, 3)}),
+    }
+    uses = ("threshold flip", "scale bias threshold", "mask scale threshold")
+    channels = (256, 32, 96, 1, 64, 33, 100, 31)
+    cases = []
+    for (where, (size, kernel, more)), pad_value in itertools.product(geometries.items(), (-1, 0, 1)):
+        i = len(cases)
+        x = (3 if i % 4 == 0 else 1, channels[i % len(channels)], *size)
+        label = f"border of {pad_value}, {where}"
+        use = uses[(i + i // len(uses)) % len(uses)]
+        cases.append(conv(label, x, (40, *kernel), pad_value=pad_value, x_low=-(i // 2 % 2), use=use, **more))
+    return cases
+
+
 def large_cases() -> list[Case]:
     """Shapes that fill the kernels' tiles and leave every tail; too many for a test that is run at every level."""
     full = "scale bias slope residual threshold"
@@ -947,6 +978,7 @@ def large_cases() -> list[Case]:
             combine=[[1, 2]],
             use=full,
         ),
+        *border_convs(),
         *low_bit_convs(),
         *low_bit_matmuls(),
         conv("groups of 96", (1, 192, 9, 9), (66, 3, 3), group=2, pads=PAD1, use=full),
