@@ -41,10 +41,11 @@ BINARIZE_INLINE inline void turn_four(const int32_t* from, __m512i (&to)[kTogeth
 inline bool one_value_a_row(const Operand<float>& operand) { return !operand.data || operand.lane_stride == 0; }
 
 inline bool usual_steps(const EpilogueArgs& args) {
-  return args.rows % kTogether == 0 && args.terms == 1 && !args.gate.data && !args.residual_half &&
-         !args.round_to_half && (!args.y || !args.v) && (!args.residual.data || args.residual.lane_stride == 1) &&
-         one_value_a_row(args.scale) && one_value_a_row(args.bias) && one_value_a_row(args.slope_pre) &&
-         one_value_a_row(args.shift) && one_value_a_row(args.slope) && one_value_a_row(args.offset);
+  return args.rows % kTogether == 0 && args.terms == 1 && !args.residual_half && !args.round_to_half &&
+         (!args.y || !args.v) && (!args.residual.data || args.residual.lane_stride == 1) &&
+         one_value_a_row(args.scale) && one_value_a_row(args.gate) && one_value_a_row(args.bias) &&
+         one_value_a_row(args.slope_pre) && one_value_a_row(args.shift) && one_value_a_row(args.slope) &&
+         one_value_a_row(args.offset);
 }
 
 inline bool one_plain_plane(const PackBitsArgs& pack) {
@@ -63,9 +64,9 @@ struct FourValues {
 
 // Four rows, all lanes.  Steps that usually come together are carried out together: scale and bias; shift, slope and
 // offset.  One of them that is not wanted multiplies by 1 or adds -0.0, which changes nothing.
-template <bool activates_first, bool has_residual, bool activates, bool packs>
+template <bool gates, bool activates_first, bool has_residual, bool activates, bool packs>
 BINARIZE_INLINE inline void run_four_rows(const EpilogueArgs& args, const PackBitsArgs* pack, int64_t row) {
-  const FourValues scale(args.scale, row), bias(args.bias, row), slope_pre(args.slope_pre, row);
+  const FourValues scale(args.scale, row), gate(args.gate, row), bias(args.bias, row), slope_pre(args.slope_pre, row);
   const FourValues shift(args.shift, row), slope(args.slope, row), offset(args.offset, row);
 
   const float* residual[kTogether] = {};
@@ -105,11 +106,15 @@ BINARIZE_INLINE inline void run_four_rows(const EpilogueArgs& args, const PackBi
                      BINARIZE_INLINE { not_positive[r] = _mm512_cmp_ps_mask(z, _mm512_setzero_ps(), _CMP_NGT_UQ); });
       each([&](__m512 z, int r) BINARIZE_INLINE { return _mm512_mask_mul_ps(z, not_positive[r], z, slope.of[r]); });
     };
+    const auto multiply = [&](const FourValues& by) BINARIZE_INLINE {
+      each([&](__m512 z, int r) BINARIZE_INLINE { return _mm512_mul_ps(z, by.of[r]); });
+    };
     const auto add = [&](const FourValues& by) BINARIZE_INLINE {
       each([&](__m512 z, int r) BINARIZE_INLINE { return _mm512_add_ps(z, by.of[r]); });
     };
     each([&](__m512, int r) BINARIZE_INLINE { return _mm512_cvtepi32_ps(acc[r]); });
-    each([&](__m512 z, int r) BINARIZE_INLINE { return _mm512_mul_ps(z, scale.of[r]); });
+    multiply(scale);
+    if (gates) multiply(gate);
     add(bias);
     if (activates_first) activate(slope_pre);
     if (has_residual)
@@ -160,18 +165,19 @@ inline void run_usual(const EpilogueArgs& wanted, const PackBitsArgs* pack) {
   };
   EpilogueArgs args = wanted;
   args.scale = or_neutral(wanted.scale, one);
+  args.gate = or_neutral(wanted.gate, one);
   args.bias = or_neutral(wanted.bias, minus_zero);
   args.slope_pre = or_neutral(wanted.slope_pre, one);
   args.shift = or_neutral(wanted.shift, minus_zero);
   args.slope = or_neutral(wanted.slope, one);
   args.offset = or_neutral(wanted.offset, minus_zero);
   choose(
-      [&](auto activates_first, auto has_residual, auto activates, auto packs) {
+      [&](auto gates, auto activates_first, auto has_residual, auto activates, auto packs) {
         for (int64_t row = 0; row < args.rows; row += kTogether)
-          run_four_rows<decltype(activates_first)::value, decltype(has_residual)::value, decltype(activates)::value,
-                        decltype(packs)::value>(args, pack, row);
+          run_four_rows<decltype(gates)::value, decltype(activates_first)::value, decltype(has_residual)::value,
+                        decltype(activates)::value, decltype(packs)::value>(args, pack, row);
       },
-      wanted.slope_pre.data != nullptr, wanted.residual.data != nullptr,
+      wanted.gate.data != nullptr, wanted.slope_pre.data != nullptr, wanted.residual.data != nullptr,
       wanted.shift.data || wanted.slope.data || wanted.offset.data, pack != nullptr);
 }
 
