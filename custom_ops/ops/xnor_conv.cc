@@ -575,8 +575,8 @@ class XnorConv {
       v = args.v = reinterpret_cast<float*>(turned);
       v_stride = args.v_row_stride = chunk;
     }
-    epilogue_kernel_.turned_epilogue({args, turned, chunk});
-    if (q) pack_rows(job, n, channel, channels, pixel, count, v, v_stride, q);
+    const PackBitsArgs pack = packing(job, n, channel, channels, pixel, count, v, v_stride, q);
+    if (!epilogue_kernel_.turned_epilogue({args, turned, chunk, q ? &pack : nullptr}) && q) pack_.across(pack);
   }
 
   // Plane p of image n times weight basis m, for one block of filters.
@@ -592,8 +592,8 @@ class XnorConv {
     return args;
   }
 
-  void pack_rows(const Outputs& job, int64_t n, int64_t channel, int64_t channels, int64_t pixel, int64_t count,
-                 const float* v, int64_t v_stride, uint32_t* q) const {
+  PackBitsArgs packing(const Outputs& job, int64_t n, int64_t channel, int64_t channels, int64_t pixel, int64_t count,
+                       const float* v, int64_t v_stride, uint32_t* q) const {
     PackBitsArgs args{};
     args.v = v;
     args.v_row_stride = v_stride;
@@ -602,7 +602,7 @@ class XnorConv {
     job.epilogue.fill(args, n, channel, pixel);
     args.q = q;
     args.q_plane_stride = ceil_div(job.s.out_channels, kWordBits) * job.pixels();
-    pack_.across(args);
+    return args;
   }
 
   bool integers_suffice(const Outputs& job) const {
@@ -657,9 +657,9 @@ class XnorConv {
     const int64_t pixels = job.pixels(), channels = job.s.out_channels, words = ceil_div(channels, kWordBits);
     call.parallel_for(job.s.y.dim[0] * words, [&](int64_t item) {
       const int64_t n = item / words, channel = item % words * kWordBits;
-      pack_rows(job, n, channel, std::min<int64_t>(kWordBits, channels - channel), 0, pixels,
-                v + (n * channels + channel) * pixels, pixels,
-                job.q + (n * job.epilogue.encode().planes * words + channel / kWordBits) * pixels);
+      pack_.across(packing(job, n, channel, std::min<int64_t>(kWordBits, channels - channel), 0, pixels,
+                           v + (n * channels + channel) * pixels, pixels,
+                           job.q + (n * job.epilogue.encode().planes * words + channel / kWordBits) * pixels));
     });
   }
 

@@ -16,6 +16,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/lanes.h"
+#include "cpu/pack_bits/pack_bits.h"
 
 namespace binarize {
 
@@ -43,15 +44,19 @@ struct EpilogueArgs {
 // The same from accumulators that stand lane by lane, as a convolution makes them: acc is [terms][lanes][32], of whose
 // 32 the first `rows` exist; lanes are readable up to the next multiple of 16.  `turned` is scratch for
 // [terms][32][turned_stride], turned_stride the lanes rounded up to a multiple of 16 or more; v may be its first term.
+//
+// `pack` asks for the bits of the values too: packed across, as they are made.  A kernel returns whether it did; it has
+// then not written v.  If it did not, y or v is there to be packed.
 struct TurnedEpilogueArgs {
   EpilogueArgs epilogue;  // acc_row_stride is not used
   int32_t* turned;
   int64_t turned_stride;
+  const PackBitsArgs* pack;  // null: not wanted.  Its v is not read
 };
 
 #define EPILOGUE_KERNEL(name, isa)           \
   void epilogue_##name(const EpilogueArgs&); \
-  void turned_epilogue_##name(const TurnedEpilogueArgs&);
+  bool turned_epilogue_##name(const TurnedEpilogueArgs&);
 #include "cpu/epilogue/kernels.inc"
 #undef EPILOGUE_KERNEL
 
@@ -59,7 +64,7 @@ struct EpilogueKernel {
   const char* name;
   Isa isa;
   void (*epilogue)(const EpilogueArgs&);
-  void (*turned_epilogue)(const TurnedEpilogueArgs&);
+  bool (*turned_epilogue)(const TurnedEpilogueArgs&);
 };
 
 inline constexpr EpilogueKernel kEpilogueKernels[] = {

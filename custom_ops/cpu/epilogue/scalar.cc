@@ -79,12 +79,12 @@ void epilogue_scalar(const EpilogueArgs& args) {
     }
 }
 
-void turned_epilogue_scalar(const TurnedEpilogueArgs& args) {
+bool turned_epilogue_scalar(const TurnedEpilogueArgs& args) {
   const auto turn = [](const int32_t* from, int32_t* to, int64_t lanes, int64_t to_stride) {
     for (int64_t row = 0; row < kWordBits; ++row)
       for (int64_t lane = 0; lane < lanes; ++lane) to[row * to_stride + lane] = from[lane * kWordBits + row];
   };
-  turn_first(args, turn, epilogue_scalar);
+  return turn_first(args, turn, epilogue_scalar);
 }
 
 }  // namespace binarize

@@ -14,14 +14,57 @@ namespace {
 
 enum Step { kScale, kGate, kBias, kSlopePre, kResidual, kShift, kSlope, kOffset, kSteps };
 
+// Which operands have a value for each lane, the others having one for each row.
+constexpr unsigned kNone = 0, kAll = (1 << kSteps) - 1, kOfChannels = 1 << kResidual;
+
 float read(const Operand<float>& operand, int64_t row, int64_t lane) {
   return operand.data[row * operand.row_stride + lane * operand.lane_stride];
 }
 
-void run(int64_t rows, int64_t lanes, int64_t terms, unsigned steps, bool half, bool per_lane, Random& random) {
+// One output instead of two, and the bits of it.  `args` and `expected` are those of y, whose rows are lanes + 5 apart.
+void run_with_bits(const EpilogueKernel& kernel, EpilogueArgs args, std::vector<int32_t>& turned, int64_t turned_stride,
+                   const std::vector<float>& expected, const std::string& what, Random& random) {
+  const int64_t stride = args.lanes + 5;
+  std::vector<float> threshold = random.reals(args.rows);
+  threshold[0] = expected[0];  // reached exactly
+  std::vector<uint8_t> flip;
+  for (int64_t row = 0; row < args.rows; ++row) flip.push_back(static_cast<uint8_t>(random.below(2)));
+  std::vector<uint32_t> expected_q(static_cast<size_t>(stride), 7);
+  for (int64_t lane = 0; lane < args.lanes; ++lane) {
+    uint32_t word = 0;
+    for (size_t row = 0; row < threshold.size(); ++row) {
+      const bool reached = expected[row * static_cast<size_t>(stride) + static_cast<size_t>(lane)] >= threshold[row];
+      word |= static_cast<uint32_t>(reached != (flip[row] != 0)) << row;
+    }
+    expected_q[static_cast<size_t>(lane)] = word;
+  }
+  PackBitsArgs pack{};
+  pack.rows = args.rows;
+  pack.lanes = args.lanes;
+  pack.threshold = {threshold.data(), 1, 0};
+  pack.thresholds = pack.planes = 1;
+  pack.flip = {flip.data(), 1, 0};
+  for (const bool to_y : {true, false}) {
+    std::vector<float> values(expected.size(), 7.0f);
+    std::vector<uint32_t> q(expected_q.size(), 7);
+    EpilogueArgs own = args;
+    own.y = to_y ? values.data() : nullptr;
+    own.v = to_y ? nullptr : values.data();
+    own.y_row_stride = own.v_row_stride = stride;
+    pack.q = q.data();
+    const bool packed = kernel.turned_epilogue({own, turned.data(), turned_stride, &pack});
+    if (packed) expect_same(q, expected_q, what + ", packed");
+    if (to_y || !packed) expect_same(values, expected, what + (to_y ? ", y alone" : ", v alone"));
+    std::fill(values.begin(), values.end(), 7.0f);
+    kernel.turned_epilogue({own, turned.data(), turned_stride, nullptr});
+    expect_same(values, expected, what + (to_y ? ", y without bits" : ", v without bits"));
+  }
+}
+
+void run(int64_t rows, int64_t lanes, int64_t terms, unsigned steps, bool half, unsigned per_lane, Random& random) {
   std::vector<int32_t> acc;
   for (int64_t i = 0; i < terms * rows * lanes; ++i)
-    acc.push_back(static_cast<int32_t>(random.below(1 << 25)) - (1 << 24));
+    acc.push_back(i % 7 ? static_cast<int32_t>(random.below(1 << 25)) - (1 << 24) : 0);  // 0 times -1 is -0.0
   std::vector<float> data[kSteps];
   Operand<float> operand[kSteps];
   for (int i = 0; i < kSteps; ++i) {
@@ -29,7 +72,8 @@ void run(int64_t rows, int64_t lanes, int64_t terms, unsigned steps, bool half, 
     data[i][0] = INFINITY;
     data[i][1] = -0.0f;
     data[i][2] = 1e-42f;  // denormals count
-    if (steps >> i & 1) operand[i] = {data[i].data(), per_lane ? lanes : 1, per_lane ? 1 : 0};
+    const bool lane = per_lane >> i & 1;
+    if (steps >> i & 1) operand[i] = {data[i].data(), lane ? lanes : 1, lane ? 1 : 0};
   }
   std::vector<uint16_t> residual_half;
   for (float v : data[kResidual]) residual_half.push_back(float_to_half(v));
@@ -42,7 +86,7 @@ void run(int64_t rows, int64_t lanes, int64_t terms, unsigned steps, bool half, 
   args.acc_term_stride = rows * lanes;
   args.acc_row_stride = lanes;
   args.scale = operand[kScale];
-  args.scale_term_stride = per_lane ? rows * lanes : rows;
+  args.scale_term_stride = per_lane >> kScale & 1 ? rows * lanes : rows;
   args.gate = operand[kGate];
   args.bias = operand[kBias];
   args.slope_pre = operand[kSlopePre];
@@ -92,7 +136,7 @@ void run(int64_t rows, int64_t lanes, int64_t terms, unsigned steps, bool half, 
 
   const std::string what = " rows " + std::to_string(rows) + " lanes " + std::to_string(lanes) + " terms " +
                            std::to_string(terms) + " steps " + std::to_string(steps) + (half ? " half" : "") +
-                           (per_lane ? " per lane" : " per row");
+                           " per lane " + std::to_string(per_lane);
   for_each_runnable(kEpilogueKernels, [&](const EpilogueKernel& kernel, const std::string& name) {
     std::vector<float> y(expected.size(), 7.0f), v(expected.size(), 7.0f);
     std::vector<uint16_t> y_half(expected.size(), 7);
@@ -122,7 +166,7 @@ void run(int64_t rows, int64_t lanes, int64_t terms, unsigned steps, bool half, 
     own.v_row_stride = stride;
     std::fill(y.begin(), y.end(), 7.0f);
     std::fill(y_half.begin(), y_half.end(), uint16_t{7});
-    kernel.turned_epilogue({own, turned.data(), stride});
+    kernel.turned_epilogue({own, turned.data(), stride, nullptr});
     std::vector<float> v_of_rows(expected.size(), 7.0f);
     for (int64_t r = 0; r < rows; ++r)
       std::memcpy(&v_of_rows[static_cast<size_t>(r * (lanes + 5))], &turned[static_cast<size_t>(r * stride)],
@@ -132,6 +176,8 @@ void run(int64_t rows, int64_t lanes, int64_t terms, unsigned steps, bool half, 
       expect_same(y_half, expected_half, name + ": turned, y float16" + what);
     else
       expect_same(y, expected, name + ": turned, y" + what);
+
+    if (!half) run_with_bits(kernel, own, turned, stride, expected, name + ": turned" + what, random);
   });
 }
 
@@ -161,14 +207,19 @@ int main() {
   for (int64_t lanes : {1, 15, 16, 17, 49, 64, 65, 112, 300})
     for (int64_t terms : {1, 3})
       for (bool half : {false, true})
-        for (bool per_lane : {false, true}) {
+        for (unsigned per_lane : {kNone, kAll}) {
           run(5, lanes, terms, 0, half, per_lane, random);
-          run(4, lanes, terms, (1 << kSteps) - 1, half, per_lane, random);
+          run(4, lanes, terms, kAll, half, per_lane, random);
           for (int step = 0; step < kSteps; ++step) run(3, lanes, terms, 1u << step, half, per_lane, random);
         }
   for (int64_t rows : {1, 15, 16, 17, 31, 32})  // of 32 that are turned: 16 at a time, and what is left
     for (int64_t lanes : {1, 16, 49, 112})
       for (int64_t terms : {1, 2})
-        for (bool half : {false, true}) run(rows, lanes, terms, (1 << kSteps) - 1, half, lanes == 49, random);
+        for (bool half : {false, true}) run(rows, lanes, terms, kAll, half, lanes == 49 ? kAll : kNone, random);
+  // What a convolution has mostly, in every choice of steps; and what is not quite that.
+  for (unsigned steps = 0; steps <= kAll; ++steps)
+    for (int64_t lanes : {1, 16, 49}) run(steps % 2 ? 32 : 8, lanes, 1, steps, false, kOfChannels, random);
+  run(32, 49, 2, kAll, false, kOfChannels, random);
+  for (int step = 0; step < kSteps; ++step) run(32, 49, 1, kAll, false, kOfChannels ^ 1u << step, random);
   return report("epilogue");
 }

@@ -152,6 +152,6 @@ void epilogue_avx2(const EpilogueArgs& args) {
   }
 }
 
-void turned_epilogue_avx2(const TurnedEpilogueArgs& args) { turn_first(args, turn, epilogue_avx2); }
+bool turned_epilogue_avx2(const TurnedEpilogueArgs& args) { return turn_first(args, turn, epilogue_avx2); }
 
 }  // namespace binarize

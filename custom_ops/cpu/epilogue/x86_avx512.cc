@@ -1,4 +1,4 @@
-#include "cpu/epilogue/x86_avx512_strip.h"
+#include "cpu/epilogue/x86_avx512_four_rows.h"
 
 namespace binarize {
 namespace {
@@ -42,27 +42,11 @@ void run_rows(const EpilogueArgs& args, int64_t first_row) {
 
 // to[row] = lanes 0..15 of row `row`, from 16 lanes of 16 rows, 32 apart.
 BINARIZE_INLINE inline void turn(const int32_t* from, __m512i (&to)[16]) {
-  // Quarters of registers are put together as they are loaded, which takes no shuffle; then 4 x 4 in each quarter.
-#pragma GCC unroll 4
-  for (int q = 0; q < 4; ++q) {  // rows 4q..4q+3
-    __m512i a[4];                // lanes i, 4 + i, 8 + i and 12 + i
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const int32_t* lane = from + i * kWordBits + 4 * q;
-      const auto quarter = [lane](int n) {
-        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(lane + 4 * n * kWordBits));
-      };
-      const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(0)), quarter(1), 1);
-      const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(quarter(2)), quarter(3), 1);
-      a[i] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-    }
-    const __m512i low01 = _mm512_unpacklo_epi32(a[0], a[1]), high01 = _mm512_unpackhi_epi32(a[0], a[1]);
-    const __m512i low23 = _mm512_unpacklo_epi32(a[2], a[3]), high23 = _mm512_unpackhi_epi32(a[2], a[3]);
-    to[4 * q] = _mm512_unpacklo_epi64(low01, low23);
-    to[4 * q + 1] = _mm512_unpackhi_epi64(low01, low23);
-    to[4 * q + 2] = _mm512_unpacklo_epi64(high01, high23);
-    to[4 * q + 3] = _mm512_unpackhi_epi64(high01, high23);
-  }
+  unrolled<4>([&](int q) BINARIZE_INLINE {
+    __m512i four[4];
+    turn_four(from + 4 * q, four);
+    unrolled<4>([&](int r) BINARIZE_INLINE { to[4 * q + r] = four[r]; });
+  });
 }
 
 template <bool masked>
@@ -79,15 +63,20 @@ BINARIZE_INLINE inline void run_turned(const EpilogueArgs& args, int64_t row, in
 void epilogue_avx512(const EpilogueArgs& args) { run_rows(args, 0); }
 
 // 16 rows at a time never leave the registers; what is left of the rows is turned in memory.
-void turned_epilogue_avx512(const TurnedEpilogueArgs& args) {
+bool turned_epilogue_avx512(const TurnedEpilogueArgs& args) {
   const EpilogueArgs& in = args.epilogue;
+  if (usual_steps(in)) {
+    const bool packs = args.pack && one_plain_plane(*args.pack);
+    run_usual(in, packs ? args.pack : nullptr);
+    return packs;
+  }
   int64_t row = 0;
   for (; row + 16 <= in.rows; row += 16) {
     int64_t lane = 0;
     for (; lane + kVectorLanes <= in.lanes; lane += kVectorLanes) run_turned<false>(in, row, lane);
     if (lane < in.lanes) run_turned<true>(in, row, lane);
   }
-  if (row == in.rows) return;
+  if (row == in.rows) return false;
   EpilogueArgs rest = in;
   rest.acc = args.turned;
   rest.acc_term_stride = kWordBits * args.turned_stride;
@@ -100,6 +89,7 @@ void turned_epilogue_avx512(const TurnedEpilogueArgs& args) {
         _mm512_storeu_si512(args.turned + term * rest.acc_term_stride + (row + r) * args.turned_stride + lane, rows[r]);
     }
   run_rows(rest, row);
+  return false;
 }
 
 }  // namespace binarize

@@ -25,7 +25,7 @@ int main() {
         args.v = v.data();
         args.v_row_stride = args.lanes = lanes;
         args.rows = kWordBits;
-        args.threshold = {threshold.data(), 1, 0};
+        args.threshold = {threshold.data(), planes == 1, 0};  // activations of several bits share theirs
         args.threshold_plane_stride = kWordBits;
         args.thresholds = thresholds;
         args.planes = planes;

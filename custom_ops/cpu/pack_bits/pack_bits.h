@@ -45,9 +45,13 @@ struct PackAccumulatorsArgs {
 // bit i of j.
 constexpr int64_t kMaxSearchPlanes = 6;
 constexpr int64_t kSearchTree = 80;  // floats a row: kernels read 16 from the beginning of a step
-// Writes the trees of `rows` rows from `row` on, [rows][kSearchTree]; false where there is nothing to search: another
-// code, thresholds that differ from lane to lane, or that do not ascend.
+// Writes the trees of `rows` rows from `row` on, each search_tree_stride(args) behind the one before: rows of the same
+// thresholds share a tree.  False where there is nothing to search: another code, thresholds that differ from lane to
+// lane, or that do not ascend.
 bool fill_search_trees(const PackBitsArgs& args, int64_t row, int64_t rows, float* trees);
+static inline int64_t search_tree_stride(const PackBitsArgs& args) {
+  return args.threshold.row_stride ? kSearchTree : 0;
+}
 
 #define PACK_BITS_KERNEL(name, isa)             \
   void pack_across_##name(const PackBitsArgs&); \

@@ -18,6 +18,7 @@ struct Case {
   bool encode, half, threshold_per_lane, flip, flip_per_lane;
   bool positional = false;  // instead of a random code
   bool ascending = false;   // the thresholds of a row, some of them equal
+  bool shared = false;      // by all rows
 };
 
 void run(const Case& c, bool across, Random& random) {
@@ -48,6 +49,7 @@ void run(const Case& c, bool across, Random& random) {
   args.lanes = c.lanes;
   args.threshold = {threshold.data(), c.threshold_per_lane ? c.lanes : 1, c.threshold_per_lane ? 1 : 0};
   args.threshold_plane_stride = c.threshold_per_lane ? c.rows * c.lanes : c.rows;
+  if (c.shared) args.threshold.row_stride = 0;
   args.thresholds = c.thresholds;
   if (c.flip) args.flip = {flip.data(), c.flip_per_lane ? c.lanes : 1, c.flip_per_lane ? 1 : 0};
   args.flip_plane_stride = c.flip_per_lane ? c.rows * c.lanes : c.rows;
@@ -139,8 +141,10 @@ int main() {
           for (bool half : {false, true})
             for (bool ascending : {false, true})
               for (bool per_lane : {false, true})
-                run({rows, lanes, (1 << planes) - 1, planes, true, half, per_lane, half, half, true, ascending}, across,
-                    random);
+                for (bool shared : {false, true})
+                  run({rows, lanes, (1 << planes) - 1, planes, true, half, per_lane, half, half, true, ascending,
+                       shared},
+                      across, random);
   for (int64_t rows : {1, 7, 50}) run_accumulators(rows, random);
   return report("pack_bits");
 }

@@ -128,7 +128,7 @@ void pack_levels_across(const PackBitsArgs& args) {
     for (int b = 0; b < planes; ++b) words[b] = _mm256_setzero_si256();
     for (int64_t row = 0; row < args.rows; ++row) {
       const Planes<planes> bits =
-          level_bits<planes>(args, trees ? trees + row * kSearchTree : nullptr, row, lane, count);
+          level_bits<planes>(args, trees ? trees + row * search_tree_stride(args) : nullptr, row, lane, count);
       for (int b = 0; b < planes; ++b) words[b] = _mm256_or_si256(words[b], _mm256_and_si256(bits.of[b], bit));
       bit = _mm256_slli_epi32(bit, 1);
     }
@@ -139,8 +139,9 @@ void pack_levels_across(const PackBitsArgs& args) {
 template <int planes>
 void pack_levels_along(const PackBitsArgs& args) {
   alignas(32) float storage[kSearchTree];
+  const float* tree = nullptr;
   for (int64_t row = 0; row < args.rows; ++row) {
-    const float* tree = fill_search_trees(args, row, 1, storage) ? storage : nullptr;
+    if (row == 0 || search_tree_stride(args)) tree = fill_search_trees(args, row, 1, storage) ? storage : nullptr;
     for (int64_t first = 0; first < args.lanes; first += kWordBits) {
       const int64_t count = args.lanes - first;
       uint32_t words[planes] = {};

@@ -102,8 +102,9 @@ inline void pack_levels_across(const PackBitsArgs& args, const float* trees, int
   __m512i words[planes][vectors], bit = _mm512_set1_epi32(1);
   for (int b = 0; b < planes; ++b)
     for (int i = 0; i < vectors; ++i) words[b][i] = _mm512_setzero_si512();
+  const int64_t tree_stride = search_tree_stride(args);
   for (int64_t row = 0; row < args.rows; ++row) {
-    const float* tree = trees ? trees + row * kSearchTree : nullptr;
+    const float* tree = trees ? trees + row * tree_stride : nullptr;
     const float* v = args.v + row * args.v_row_stride + lane;
     if (plain)
       for (int i = 0; i < vectors; ++i)
@@ -140,8 +141,9 @@ void pack_levels_across(const PackBitsArgs& args) {
 template <int planes>
 void pack_levels_along(const PackBitsArgs& args) {
   alignas(64) float storage[kSearchTree];
+  const float* tree = nullptr;
   for (int64_t row = 0; row < args.rows; ++row) {
-    const float* tree = fill_search_trees(args, row, 1, storage) ? storage : nullptr;
+    if (row == 0 || search_tree_stride(args)) tree = fill_search_trees(args, row, 1, storage) ? storage : nullptr;
     for (int64_t lane = 0; lane < args.lanes; lane += kWordBits) {
       const int64_t next = lane + kVectorLanes;
       const Planes<planes> low = level_bits<planes>(args, tree, row, lane, first_lanes(args.lanes - lane));
