@@ -148,9 +148,8 @@ inline __attribute__((always_inline)) __m512i add_times(__m512i sum, __m512i cou
   return sum;
 }
 
-// Both hold the arguments themselves: what is stored might be a part of them otherwise, to be read again.
 struct Accumulators {
-  const XnorAccumulateArgs args;
+  const XnorAccumulateArgs& args;
   const int32_t once, twice;  // what a count is worth
 
   explicit Accumulators(const XnorAccumulateArgs& args) : args(args), once(-(1 << args.shift)), twice(2 * once) {}
@@ -170,7 +169,7 @@ struct Accumulators {
 };
 
 struct Bits {
-  const XnorAccumulateArgs args;
+  const XnorAccumulateArgs& args;
   const int32_t twice = 2;
   const uint32_t flip, valid;
   uint32_t* const q;
