@@ -215,8 +215,8 @@ inline __attribute__((always_inline)) void run_rest(int64_t left, const Out& out
   }
 }
 
-// A single row at the end goes with the last tile: alone it would wait for its weights to be loaded.  512 x 7 x 7, with
-// classes of 1, 5 and 25 rows: 74.0 us, and 76.4 us with single rows.
+// A single row at the end goes with the last tile: alone it would wait for its weights to be loaded.  7 x 7 pixels in
+// classes of 1, 5 and 25: 4.42 us a block, and 4.48 with single rows.
 template <int tile, bool paired, bool masked, class Out, class Args>
 void run_rows(const Args& args) {
   const Out out(args);
