@@ -38,7 +38,7 @@ class Conv:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates, those with the border included: it takes the time of any other."""
+        """Multiply-accumulates as everybody counts them: with the border, which kernels may leave out."""
         return self.outputs * self.channels * self.kernel**2 * self.out_size**2
 
 

@@ -104,9 +104,8 @@ int64_t memory_bound(const Node& node, const std::vector<Tensor>& outputs) {
     const double filters = w.empty() ? 1 : static_cast<double>(conv ? w[0] : w.back());
     terms =
         planes * std::max(1.0, filters / std::max(1.0, columns)) + 2 * (s.empty() ? 1.0 : static_cast<double>(s[0]));
-    if (conv && w.size() == 4)
-      seen = static_cast<double>(w[1]) * static_cast<double>(w[2]) * static_cast<double>(w[3]) *
-             (2 * static_cast<double>(w[3]) + 1);
+    const auto size = [&](size_t axis) { return std::max(0.0, static_cast<double>(w[axis])); };
+    if (conv && w.size() == 4) seen = size(1) * size(2) * size(3) * (2 * size(3) + 1);
   }
   terms = std::max(1.0, terms);
   constexpr double kMost = int64_t{1} << 60;

@@ -1,7 +1,5 @@
 #include "ops/conv_taps.h"
 
-#include <algorithm>
-
 namespace binarize {
 namespace {
 

@@ -6,6 +6,7 @@
 // tap it sees: of all classes in a run of columns, one is the beginning of another.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "cpu/xnor_accumulate/xnor_accumulate.h"

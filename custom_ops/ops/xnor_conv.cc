@@ -354,7 +354,8 @@ class XnorConv {
     job.plane_words = moves_bits() ? attributes_.group * group_words : words;
     job.group_stride = group_words;
     const int64_t planes = p.shape.dim[0] * job.s.planes * job.plane_words;
-    const bool copied = moves_bits() || job.layout.paired;
+    // A copy clears the lanes past the last channel too: should a file set them, all instruction sets still agree.
+    const bool copied = moves_bits() || job.layout.paired || attributes_.channels % kWordBits != 0;
     uint32_t* copy =
         copied ? call.scratch<uint32_t>(checked_product(planes, job.plane, "the copied activations")) : nullptr;
     job.x = copied ? copy : p.as<uint32_t>();
