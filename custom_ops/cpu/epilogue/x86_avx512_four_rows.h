@@ -11,6 +11,11 @@ namespace {
 
 constexpr int kTogether = 4;  // rows
 
+// From here on 32 rows are larger than a second-level cache, and the processor's own prefetch, which sees runs of lanes
+// that begin pages apart, does not know where the next run is written.  So the lines of the next run are asked for: the
+// 1x1 layer of ReActNet-A at 112 x 112 takes 317 us instead of 390.  On smaller images that only costs.
+constexpr int64_t kFarRows = 8192;  // floats
+
 template <bool flag>
 struct Constant {
   static constexpr bool value = flag;
@@ -92,9 +97,11 @@ BINARIZE_INLINE inline void run_four_rows(const EpilogueArgs& args, const PackBi
       if (pack->flip.data && pack->flip.data[(row + r) * pack->flip.row_stride]) flips = _mm512_or_si512(flips, bit[r]);
     }
 
+  const bool fetches = out && stride >= kFarRows;
   const auto run = [&](int64_t lane, auto all_lanes) BINARIZE_INLINE {
     constexpr bool masked = !decltype(all_lanes)::value;
     __m512i acc[kTogether];
+    for (int r = 0; r < kTogether && fetches; ++r) __builtin_prefetch(to[r] + lane + args.lanes, 1);
     turn_four(args.acc + lane * kWordBits + row, acc);
     Strip<kTogether, 1, masked> strip(row, lane, args.lanes);
     const auto each = [&](auto step) BINARIZE_INLINE {
