@@ -32,10 +32,10 @@ from hour to hour, the ratios are what to hold. Each number is a median, and no 
 
 Machine: {machine}.
 
-![multiply-accumulates a nanosecond of each convolution, below the ceilings of the machine](speed.svg)
+![multiply-accumulates a nanosecond of each convolution, and the ceilings of the machine](speed.svg)
 
-The dashed lines are what one core can do at most with bits, in int8 and in float32. Dots are single layers on one
-thread: from bits to bits, as between the layers of a network; and from float32 to float32, where everybody pays for
+The dashed lines are what one core can do with bits, in int8 and in float32, word by word. Dots are single layers on
+one thread: from bits to bits, as between the layers of a network; and from float32 to float32, where everybody pays for
 reading and writing floats.
 """
 

@@ -1,4 +1,4 @@
-"""A picture of single layers below the ceilings of the machine, as SVG; the axis is logarithmic."""
+"""A picture of single layers and the ceilings of the machine, as SVG; the axis is logarithmic."""
 
 from __future__ import annotations
 

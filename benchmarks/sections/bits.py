@@ -28,7 +28,11 @@ NODES = (
     "call of onnxruntime takes; `a node` one of {chain} in a row, each with weights of its own, as in a network. A "
     "call of onnxruntime that does nothing takes {empty:.1f} µs."
 )
-SHARES = " The percentages are of the ceiling of {isa}, {rate:.0f} MAC a nanosecond."
+SHARES = (
+    " The percentages are of the ceiling of {isa}, {rate:.0f} MAC a nanosecond. More than 100 % is no mistake: MACs "
+    "are counted as everybody counts them, with those in the padding, which are not computed, and words taken in "
+    "pairs need fewer instructions than the ceiling has (docs/kernels.md)."
+)
 
 
 def measure(settings: Settings) -> Found:
