@@ -364,7 +364,7 @@ def _recognise(
     kept: frozenset[str] = frozenset()
     while True:
         context = Context(io.import_graph(prepared, source), inferred)
-        layers = _name_layers(context)
+        layers = name_layers(context)
         sizes = slow_layers.all_sizes(context)
         sites, taken = idealise(context, wanted, kept, _tolerance(config))
         unproved = frozenset(site.name for site, _ in sites if site.zero == "assumed")
@@ -417,7 +417,7 @@ def lower(context: Context) -> None:
     SpellOutPRelu(context).run()  # last: an epilogue takes it as one node
 
 
-def _name_layers(context: Context) -> list[Layer]:
+def name_layers(context: Context) -> list[Layer]:
     """A report line for every layer of the graph; layers without a name, or with another's, get one."""
     layers: list[Layer] = []
     taken = Counter(node.name for node in context.graph.nodes)
