@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import ceil, floor, sqrt
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,19 +41,21 @@ class Drop:
         samples: how many there are.
         lost: those that the first model alone gets right.
         gained: those that the second alone does.
-        points: percentage points lost on these samples; negative where accuracy rose.
-        bound: percentage points that are lost at most on samples of the same kind, with confidence `confidence`.
+        drop: what is lost on these samples, in `unit`; negative where something was gained.
+        bound: what is lost at most on samples of the same kind, with confidence `confidence`.
+        unit: `points` (percentage points), or `dB` where quality is no share.
         confidence: of the bound, one-sided.
     """
 
     samples: int
     lost: int
     gained: int
-    points: float
+    drop: float
     bound: float
+    unit: Literal["points", "dB"] = "points"
     confidence: float = CONFIDENCE
 
-    def to_json(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, Any]:
         """The fields by name."""
         return asdict(self)
 
@@ -66,8 +69,8 @@ def drop(before: Flags, after: Flags, confidence: float = CONFIDENCE) -> Drop:
         confidence: of the bound.
     """
     lost, gained = int(np.sum(before & ~after)), int(np.sum(after & ~before))
-    points = 100 * (lost - gained) / before.size
-    return Drop(before.size, lost, gained, points, 100 * upper_bound(lost, gained, before.size, confidence), confidence)
+    bound = upper_bound(lost, gained, before.size, confidence)
+    return Drop(before.size, lost, gained, 100 * (lost - gained) / before.size, 100 * bound, confidence=confidence)
 
 
 @lru_cache(maxsize=1024)
