@@ -58,8 +58,12 @@ def replayed(data: CalibrationData) -> CalibrationData:
     return Replayed(data) if readable_once else data  # type: ignore[arg-type]  # the line above is not seen through
 
 
-def feeds(model: onnx.ModelProto, data: CalibrationData) -> Iterator[Mapping[str, Array]]:
+def feeds(
+    model: onnx.ModelProto, data: CalibrationData, batch: int = BATCH
+) -> Iterator[Mapping[str, Array]]:
     """The data in batches that fit the model; what is all there is refused before the first.
+
+    Arrays are cut into batches of `batch` samples, or of as many as the model takes; those of a reader stay as they are.
 
     Raises:
         ModelError: the data cannot be read, does not fit the model, or has no samples.
@@ -70,7 +74,7 @@ def feeds(model: onnx.ModelProto, data: CalibrationData) -> Iterator[Mapping[str
     if isinstance(data, Mapping):
         inputs = {name: np.asarray(values) for name, values in data.items()}
         require_fitting(model, inputs)
-        return iter([feed for feed, _ in batches(model, inputs, BATCH)])  # views: nothing is copied
+        return iter([feed for feed, _ in batches(model, inputs, batch)])  # views: nothing is copied
     if not callable(getattr(data, "get_next", None)):
         raise UsageError(
             f"the calibration data is a {type(data).__name__};",
