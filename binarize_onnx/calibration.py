@@ -61,8 +61,10 @@ def replayed(data: CalibrationData) -> CalibrationData:
     return data if kept else Replayed(data)  # type: ignore[arg-type]  # the line above is not seen through
 
 
-def feeds(model: onnx.ModelProto, data: CalibrationData) -> Iterator[Mapping[str, Array]]:
+def feeds(model: onnx.ModelProto, data: CalibrationData, batch: int = BATCH) -> Iterator[Mapping[str, Array]]:
     """The data in batches that fit the model; what is all there is refused before the first.
+
+    Arrays are cut into batches of `batch` samples, or of as many as the model takes; those of a reader stay as they are.
 
     Raises:
         ModelError: the data cannot be read, does not fit the model, or has no samples.
@@ -71,7 +73,7 @@ def feeds(model: onnx.ModelProto, data: CalibrationData) -> Iterator[Mapping[str
     inputs = samples_of(data, model)
     if inputs is not None:
         require_fitting(model, inputs)
-        found = batches(model, inputs, BATCH)  # views: nothing is copied
+        found = batches(model, inputs, batch)  # views: nothing is copied
         first = next(found)
         return _finite(feed for feed, _ in chain([first], found))
     if not callable(getattr(data, "get_next", None)):

@@ -177,9 +177,7 @@ def _ideal(site: Site, precision: Precision, shape: tuple[int, ...], rng: np.ran
     return model
 
 
-def _model(
-    nodes: Sequence[onnx.NodeProto], constants: Mapping[str, Array], shape: tuple[int, ...]
-) -> onnx.ModelProto:
+def _model(nodes: Sequence[onnx.NodeProto], constants: Mapping[str, Array], shape: tuple[int, ...]) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes,
         "layer",
