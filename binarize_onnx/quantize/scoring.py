@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import log10, sqrt
 from statistics import NormalDist
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from binarize_onnx.errors import ModelError, UsageError
 from binarize_onnx.images import ImageFolder, Images
 from binarize_onnx.passes.base import Array
 from binarize_onnx.quantize.drop_bound import CONFIDENCE, Drop, drop
+from binarize_onnx.quantize.post_training import batch_size
 from binarize_onnx.verify.data import fitting_labels, require_fitting
 from binarize_onnx.verify.graphs import caller_inputs
 from binarize_onnx.verify.session import Runner
@@ -135,7 +136,8 @@ class Judge:
         reference: the float model's own score.
 
     Raises:
-        ModelError: the samples do not fit or hold NaN, labels are neither classes nor targets, or the model does not run.
+        ModelError: the samples do not fit or hold NaN, the labels are neither classes nor targets, or the model does
+            not run.
     """
 
     def __init__(self, model: onnx.ModelProto, samples: Labelled) -> None:
@@ -187,7 +189,7 @@ class Judge:
     def _run(self, runner: Runner) -> dict[str, Array]:
         """The outputs of a model on all samples."""
         found: dict[str, list[Array]] = {}
-        for feed in feeds(self._model, self.samples.inputs):
+        for feed in feeds(self._model, self.samples.inputs, batch_size(self._model)):
             for name, values in runner.run(feed).items():
                 found.setdefault(name, []).append(values if values.ndim else values[None])
         return {name: np.concatenate(parts) for name, parts in found.items()}
