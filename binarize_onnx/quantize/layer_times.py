@@ -1,7 +1,7 @@
 """How long each layer takes on this machine, alone: in float32, in int8, and in every precision that is asked for.
 
-Each form is a model of that one layer, float32 in and out: what turns floats into bits or bytes is part of it. All forms
-of a layer take turns. Weights are random numbers, on which the time does not depend, and layers of one shape are
+Each form is a model of that one layer, float32 in and out: what turns floats into bits or bytes is part of it. All
+forms of a layer take turns. Weights are random numbers, on which the time does not depend, and layers of one shape are
 measured once.
 """
 
@@ -150,7 +150,7 @@ def _float_nodes(site: Site) -> list[onnx.NodeProto]:
             helper.make_node("MatMul", ["x", "w"], ["product"], name="layer"),
             helper.make_node("Add", ["product", "b"], ["y"], name="bias"),
         ]
-    attributes = {"strides": site.strides, "pads": site.pads, "dilations": site.dilations, "group": site.group}
+    attributes: dict[str, Any] = {"strides": site.strides, "pads": site.pads, "dilations": site.dilations, "group": site.group}
     return [helper.make_node("Conv", ["x", "w", "b"], ["y"], name="layer", **attributes)]
 
 
