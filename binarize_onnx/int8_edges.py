@@ -62,14 +62,14 @@ def quantize(model: onnx.ModelProto, data: CalibrationData) -> tuple[onnx.ModelP
         UsageError: the data is no such thing.
         RuntimeUnavailable: onnxruntime, or its quantization, cannot be imported.
     """
-    quantize_static, settings = _quantization()
+    quantize_static, settings = quantization()
     samples = list(feeds(model, data))
     shell = _shell(model)
     if not _layers(shell):
         return model, [], []
     cut = _Cut(model, [given.name for given in shell.graph.input], samples)
     _declare(shell, cut.first)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         shell = _folded(shell, source)
         unstride(shell.graph, _sizes(model))
@@ -99,7 +99,7 @@ def recorded(model: onnx.ModelProto) -> list[str]:
     return [name for name in names if isinstance(name, str) and name in written] if isinstance(names, list) else []
 
 
-def _quantization() -> tuple[Quantize, dict[str, Any]]:
+def quantization() -> tuple[Quantize, dict[str, Any]]:
     """onnxruntime's function and how it is called."""
     try:
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -346,7 +346,7 @@ def _count(feed: Mapping[str, Array]) -> int:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """onnxruntime.quantization recommends on the root logger what has been done already."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

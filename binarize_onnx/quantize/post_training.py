@@ -183,7 +183,7 @@ class _Error:
     """Squared distance of a layer's output from the float one, as a share of the variance in its channels."""
 
     def __init__(self, site: Site) -> None:
-        self._axis = _input_axis(site)
+        self._axis = input_axis(site)
         self._squares = 0.0
         self._count = 0
         self._sum: Array = np.zeros(1)
@@ -245,7 +245,7 @@ class _Calibration:
     def _begin(self, data: CalibrationData) -> int:
         """The last stage that is finished: that of the samples, where there was none."""
         mark = self._folder / "calculation.json"
-        feed = feeds(self._model, data, _batch_size(self._model))
+        feed = feeds(self._model, data, batch_size(self._model))
         done = 0
         if mark.exists():
             if json.loads(mark.read_text()) != self._calculation(_digest(feed)):
@@ -325,7 +325,7 @@ class _Calibration:
             result = {name: given[QUANTIZED + name] for name in stored[1]}
             if k > 1:
                 x = (result if site.input in cuts.touched else reference)[site.input]
-                result[level] = fit.levels.reached(x, _input_axis(site)).astype(np.float32)
+                result[level] = fit.levels.reached(x, input_axis(site)).astype(np.float32)
             reference |= floats.run(reference)
             yield batch, reference, result | owns.run({**reference, **result})
 
@@ -366,28 +366,17 @@ class _Calibration:
             target = given[z].astype(np.float64)
             if other and given[FLOAT + other].shape == target.shape:
                 target += given[FLOAT + other].astype(np.float64) - given[QUANTIZED + other]
-            h = levels.reached(given[x], _input_axis(site))
+            h = levels.reached(given[x], input_axis(site))
             for group, rows, answers in patches.of(batch, h, target):
                 moments[group].update(rows, answers)
-        steps = np.split(np.repeat(levels.step, site.length // (site.channels // site.group)), site.group)
-        lows = np.split(np.repeat(levels.low, site.length // (site.channels // site.group)), site.group)
-        weights = np.split(site.weights.reshape(site.outputs, -1), site.group)
-        biases = np.split(site.bias, site.group)
-        parts = []
-        for found, w, bias, step, low in zip(moments, weights, biases, steps, lows, strict=True):
-            if settings.correction == "ls":
-                parts.append(solve(found, w * step, precision.bases, settings.weights))
-            else:
-                bases = approximate(w * step, precision.bases, settings.weights)
-                parts.append(Bases(bases.signs, bases.scale, bias + w @ low))
-        bases = Bases(*(np.concatenate([getattr(p, name) for p in parts], axis) for name, axis in BASES))
+        bases = fitted(site, levels, moments, precision, settings)
         return _Fit(levels, bases, moments[0].count)
 
     def _levels_of(self, site: Site, precision: Precision, spool: Spool, x: str) -> Levels:
         statistics = ActivationStatistics(site.channels)
         for batch in range(self._batches):
             try:
-                statistics.update(spool.read(batch, [x])[x], _input_axis(site))
+                statistics.update(spool.read(batch, [x])[x], input_axis(site))
             except ValueError:  # the network makes infinities of finite samples
                 raise ModelError(f"NaN or infinity reaches layer `{site.name}` on these samples.") from None
         return statistics.levels(precision.bits, self._settings.thresholds)
@@ -513,13 +502,29 @@ def _digest(feed: Iterator[Mapping[str, Array]]) -> str:
     return digest.hexdigest()
 
 
-def _batch_size(model: onnx.ModelProto) -> int:
+def batch_size(model: onnx.ModelProto) -> int:
     """Samples that are run at once: the largest of their tensors together has `TENSOR_BYTES` at most."""
     numbers = max((prod(shape[1:]) for shape in shapes.infer(model).stand_in.values()), default=1)
     return max(1, min(MOST_SAMPLES, TENSOR_BYTES // (4 * numbers)))
 
 
-def _input_axis(site: Site) -> int:
+def fitted(site: Site, levels: Levels, moments: Sequence[Moments], precision: Precision, settings: Settings) -> Bases:
+    """The bases of a layer, from the moments of each of its groups."""
+    steps = np.split(np.repeat(levels.step, site.length // (site.channels // site.group)), site.group)
+    lows = np.split(np.repeat(levels.low, site.length // (site.channels // site.group)), site.group)
+    weights = np.split(site.weights.reshape(site.outputs, -1), site.group)
+    biases = np.split(site.bias, site.group)
+    parts = []
+    for found, w, bias, step, low in zip(moments, weights, biases, steps, lows, strict=True):
+        if settings.correction == "ls":
+            parts.append(solve(found, w * step, precision.bases, settings.weights))
+        else:
+            bases = approximate(w * step, precision.bases, settings.weights)
+            parts.append(Bases(bases.signs, bases.scale, bias + w @ low))
+    return Bases(*(np.concatenate([getattr(p, name) for p in parts], axis) for name, axis in BASES))
+
+
+def input_axis(site: Site) -> int:
     """Where the channels of a layer's input are."""
     return 1 if site.kind == "conv" else -1
 
