@@ -53,6 +53,7 @@ IDEAL_KINDS: dict[str, tuple[str, ...]] = {
 }
 HINTS = {"Mul": "scale", "Add": "shift", "PRelu": "slope", "Where": "slope"}
 STEPS = frozenset(IDEAL_KINDS)
+AFTER_SCALE = 1  # in ORDER: where the steps of a term end
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,18 @@ def _position_after(step: gs.Node, position: int) -> int | None:
     return position if position <= len(ORDER) else None
 
 
+def _adds_a_term(step: gs.Node, x: gs.Tensor, context: Context) -> bool:
+    """Whether a step adds another layer to x, scaled or not, as a node of several terms does."""
+    if step.op != "Add" or step.domain:
+        return False
+    term = step.inputs[1] if step.inputs[0] is x else step.inputs[0]
+    maker = producer(term)
+    if maker is not None and maker.op == "Mul" and not maker.domain:
+        operands = split_operands(maker)
+        maker = None if operands is None else producer(operands[0])
+    return maker is not None and maker.name in context.binary
+
+
 def _behind_layers(context: Context) -> set[str]:
     """Names of the results of steps that an epilogue could take."""
     found: set[str] = set()
@@ -232,7 +245,11 @@ def _behind_layers(context: Context) -> set[str]:
     while forward:
         tensor, position = forward.pop()
         for consumer in context.readers(tensor):
-            after = _position_after(consumer, position) if consumer.op in STEPS else None
+            after = None
+            if _adds_a_term(consumer, tensor, context):
+                after = position if position <= AFTER_SCALE else None
+            elif consumer.op in STEPS:
+                after = _position_after(consumer, position)
             if after is not None and consumer.outputs[0].name not in found:
                 found.add(consumer.outputs[0].name)
                 forward.append((consumer.outputs[0], after))
