@@ -150,8 +150,8 @@ def _float_nodes(site: Site) -> list[onnx.NodeProto]:
             helper.make_node("MatMul", ["x", "w"], ["product"], name="layer"),
             helper.make_node("Add", ["product", "b"], ["y"], name="bias"),
         ]
-    attributes: dict[str, Any] = {"strides": site.strides, "pads": site.pads, "dilations": site.dilations, "group": site.group}
-    return [helper.make_node("Conv", ["x", "w", "b"], ["y"], name="layer", **attributes)]
+    attributes: dict[str, Any] = {"strides": site.strides, "pads": site.pads, "dilations": site.dilations}
+    return [helper.make_node("Conv", ["x", "w", "b"], ["y"], name="layer", group=site.group, **attributes)]
 
 
 def _ideal(site: Site, precision: Precision, shape: tuple[int, ...], rng: np.random.Generator) -> onnx.ModelProto:

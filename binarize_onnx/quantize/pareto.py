@@ -83,8 +83,10 @@ def table(points: Sequence[Point], quality: str, unit: str, chosen: Point | None
         measured = (f"{p.us:.0f}", f"{p.speedup:.2f}x", f"{p.ops / 1e6:.2f} M", f"{p.size:,}")
         rows.append((mark, p.name, f"{p.quality:.2f}", lost, bound, *measured))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    cells = [[c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))] for r in rows]
-    lines = ["  ".join(row).rstrip() for row in cells]
+    lines = [
+        "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))).rstrip()
+        for r in rows
+    ]
     words = f"lost, and lost at most (one-sided, 95 %), in {unit}" if unit else "lost: squared error as a share"
     return "\n".join(printable(line) for line in [*lines, "", words])
 
