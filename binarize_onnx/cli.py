@@ -242,7 +242,7 @@ def counting(command: Command) -> Command:
         type=MODEL,
         metavar="FILE.npz",
         help="Samples, as verify reads them: run IN on these and report for how many values each Sign gave 0, where "
-        "the graph does not show that it never does. What is converted depends on them with --edges int8 and --ptq alone.",
+        "the graph does not show that it never does. What is converted depends on them only with --edges int8 and --ptq.",
     )(command)
 
 
@@ -286,9 +286,10 @@ def quantizing(command: Command) -> Command:
         click.option(
             "--ptq",
             metavar="PRESET",
-            help="Quantize a float model, after its training, on --calibration-data (labels are not needed): w1a1, w1a2, "
-            "w1a4, w2a2, w2a4, w2a6, w3a6, or any number of weight bases up to 4 and activation bits up to 6. First and "
-            "last layers stay float. Accuracy is lost: the report says what each layer does to its output.",
+            help="Quantize a float model, after its training, on --calibration-data (labels are not needed): w1a1, "
+            "w1a2, w1a4, w2a2, w2a4, w2a6, w3a6, or any other number of weight bases (up to 4) and activation bits (up "
+            "to 6). First and last layers stay float. Accuracy is lost: the report says how far each layer's output "
+            "moves.",
         ),
     ):
         command = option(command)

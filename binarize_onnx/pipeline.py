@@ -71,10 +71,10 @@ class Config:
         op_types_to_exclude: operator types to leave float.
         input_shapes: fixed shapes of graph inputs, by name, for what the model leaves open.
         map_ops: what operators of other domains are, `domain::Op` to `sign` (of the first input, 0 to +1).
-        ptq: the precision, as `w2a4` (two bases of binary weights, activations of four bits), to which layers of a float
-            model are quantized after training, by what `calibration_data` shows; None compiles what is binary already.
-            The outputs are no longer the source's. First and last layers stay float unless `nodes_to_quantize` names
-            them.
+        ptq: the precision, as `w2a4` (two bases of binary weights, activations of four bits), to which layers of a
+            float model are quantized after training, by what `calibration_data` shows; None compiles what is binary
+            already. The outputs are no longer the source's. First and last layers stay float unless
+            `nodes_to_quantize` names them.
         ptq_settings: the methods of that.
         edges: what the layers become that stay float: `float` leaves them as they are, `int8` quantizes them by what
             `calibration_data` shows. Then the outputs are no longer the source's; binary layers are as exact as ever.
@@ -188,8 +188,8 @@ def convert(
         config: see `Config`.
         calibration_data: samples on which the report counts how often a three-valued sign sees 0: arrays by input
             name, a file of them as `verify` reads it, or an onnxruntime `CalibrationDataReader`. With
-            `Config(edges="int8")` they also say what ranges the activations at the edges have, and with `Config(ptq=...)`
-            layers are fitted to them; otherwise the converted model does not depend on them.
+            `Config(edges="int8")` they also say what ranges the activations at the edges have, and with
+            `Config(ptq=...)` layers are fitted to them; otherwise the converted model does not depend on them.
         resume: with `Config(ptq=...)`, a folder in which the work so far is kept: a call with the same arguments goes
             on from there.
         progress: with `Config(ptq=...)`, is told in words what is being done.
@@ -561,8 +561,8 @@ def _nothing_matched(report: Report) -> str:
     notes = "".join(f" Note: {note}." for note in report.notes)
     return (
         f"{counted} binary: `inspect` gives the reason for each. This command lowers networks trained with binary "
-        "weights and activations; train the float model that way first, quantize it with --ptq, or pass --allow-unchanged "
-        f"to write it as it is.{notes}"
+        "weights and activations; train the float model that way first, quantize it with --ptq, or pass "
+        f"--allow-unchanged to write it as it is.{notes}"
     )
 
 

@@ -88,7 +88,7 @@ class OutputAgreement:
     def __str__(self) -> str:
         """The comparison in words."""
         kept = "" if self.agreement is None else f"; {percent(self.agreement)} keep their class"
-        return f"`{self.name}` differs from the float network's by {percent(self.error)} of its variance{kept}"
+        return f"`{self.name}` differs from the float network's by {self.error:.2%} of its variance{kept}"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 from binarize_onnx import io
 from binarize_onnx.calibration import CalibrationData
 from binarize_onnx.errors import NothingMatched
-from binarize_onnx.gates import percent
 from binarize_onnx.passes.recognise_layers import Filter
 from binarize_onnx.pipeline import Config
 from binarize_onnx.quantize import sites
@@ -128,7 +127,7 @@ def _merge(layer: Layer, row: QuantizedLayer, others: list[Layer]) -> None:
     """One line for the layers that stand for one of the source; its float time is that of the source's layer."""
     every = [layer, *others]
     layer.precision, layer.error = str(row.precision), float(f"{row.error:.3g}")
-    layer.reason = f"{layer.precision}, error {percent(row.error)}; {layer.reason}"
+    layer.reason = f"{layer.precision}, error {row.error:.1%}; {layer.reason}"
     if all(x.macs is not None for x in every):
         layer.macs = sum(x.macs or 0 for x in every)
     if layer.float_us and all(x.binary_us is not None for x in every):
