@@ -14,12 +14,13 @@ from decimal import Decimal
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from binarize_onnx.errors import BinarizeError, ModelError, UsageError, one_line
 from binarize_onnx.gain import REFERENCE, TARGETS
+from binarize_onnx.quantize.plan import Correction, Settings, ThresholdMethod, WeightMethod
 from binarize_onnx.report import printable
 
 if TYPE_CHECKING:  # the packages behind these take longer to import than --help may take
@@ -241,8 +242,58 @@ def counting(command: Command) -> Command:
         type=MODEL,
         metavar="FILE.npz",
         help="Samples, as verify reads them: run IN on these and report for how many values each Sign gave 0, where "
-        "the graph does not show that it never does. What is converted depends on them with --edges int8 alone.",
+        "the graph does not show that it never does. What is converted depends on them only with --edges int8 and --ptq.",
     )(command)
+
+
+def quantizing(command: Command) -> Command:
+    """Options of quantization after training."""
+    for option in (
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Of --ptq: what is drawn at random.",
+        ),
+        click.option(
+            "--resume",
+            type=MODEL,
+            metavar="FOLDER",
+            help="Keep the work of --ptq in a folder: the same call goes on from there, with the same result.",
+        ),
+        click.option(
+            "--ptq-correction",
+            type=click.Choice(get_args(Correction)),
+            default=Settings.correction,
+            show_default=True,
+            help="Scales and shifts behind the layers: as the method has them, or fitted by least squares.",
+        ),
+        click.option(
+            "--ptq-thresholds",
+            type=click.Choice(get_args(ThresholdMethod)),
+            default=Settings.thresholds,
+            show_default=True,
+            help="Where activations are cut: from zero in equal steps, or by the means of clusters.",
+        ),
+        click.option(
+            "--ptq-weights",
+            type=click.Choice(get_args(WeightMethod)),
+            default=Settings.weights,
+            show_default=True,
+            help="How binary weights are found, from the plainest to the best.",
+        ),
+        click.option(
+            "--ptq",
+            metavar="PRESET",
+            help="Quantize a float model, after its training, on --calibration-data (labels are not needed): w1a1, "
+            "w1a2, w1a4, w2a2, w2a4, w2a6, w3a6, or any other number of weight bases (up to 4) and activation bits (up "
+            "to 6). First and last layers stay float. Accuracy is lost: the report says how far each layer's output "
+            "moves.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})
@@ -328,6 +379,7 @@ def inspect(
     help="int8: quantize the layers that stay float, by onnxruntime's static quantization on --calibration-data. "
     "Faster, but the outputs are no longer those of IN: the report says how far they move. Binary layers stay exact.",
 )
+@quantizing
 @click.option("--allow-unchanged", is_flag=True, help="If no layer is binary, write IN as it is and exit with 0.")
 @click.option("--use-external-data-format", is_flag=True, help="Store large tensors in a file beside OUT.")
 @click.option("--dry-run", is_flag=True, help="Report and check the gates, but write no file at all.")
@@ -365,6 +417,11 @@ def convert(
     min_binary_macs: float | None,
     max_size: int | None,
     max_sign_zeros: float | None,
+    ptq_weights: WeightMethod,
+    ptq_thresholds: ThresholdMethod,
+    ptq_correction: Correction,
+    seed: int,
+    resume: Path | None,
     **choices: Any,
 ) -> None:
     """Convert the layers of IN that are binary already, exactly, and write OUT.
@@ -372,10 +429,11 @@ def convert(
     A layer is binary if its input comes from a sign and its weights have one magnitude in each output channel. It then
     runs on bits, together with the scales, normalizations and activations around it. Everything else stays as it is,
     and so does a binary layer that bits would make clearly slower (--slow-layers). A float network has no such layers:
-    it must be trained with binary weights and activations first (exit 4).
+    it must be trained with binary weights and activations first (exit 4), or is quantized here, with --ptq: its inner
+    layers are fitted, one after the other, to what the float network computes on samples.
 
     OUT appears whole or not at all, and is the same, byte for byte, for the same IN, options and version; with
-    --edges int8 also for the same data, onnxruntime and processor.
+    --edges int8 or --ptq also for the same data, onnxruntime and processor.
 
     If a gate (--min-binary-macs, --max-size, --max-sign-zeros) fails, OUT is not written, reports are, and the exit
     code is 1.
@@ -383,6 +441,7 @@ def convert(
     \b
     Example:
       binarize-onnx convert net.onnx net.bin.onnx --nodes-to-exclude 'stem/.*' --report report.json
+      binarize-onnx convert float.onnx net.bin.onnx --ptq w2a4 --calibration-data images.npz
     """
     from binarize_onnx import gates, io, pipeline, summary
 
@@ -393,7 +452,14 @@ def convert(
     _different(out, read=[calibration_data])
     if max_sign_zeros is not None and calibration_data is None:
         raise UsageError("--max-sign-zeros needs samples to count on:", fix="give --calibration-data.")
-    result = pipeline.convert(str(model), _config(**choices), calibration_data=calibration_data)
+    settings = Settings(ptq_weights, ptq_thresholds, ptq_correction, seed=seed)
+    result = pipeline.convert(
+        str(model),
+        _config(**choices, ptq_settings=settings),
+        calibration_data=calibration_data,
+        resume=resume,
+        progress=_progress(),
+    )
     found = result.report
     checked = found.gates(min_binary_macs=min_binary_macs, max_size=max_size, max_sign_zeros=max_sign_zeros)
     title, printed = f"convert {model.name}", _json({**found.to_json(), "gates": [gate.to_json() for gate in checked]})
@@ -697,6 +763,13 @@ def _config(input_shapes: tuple[tuple[str, Any], ...], map_ops: tuple[tuple[str,
 def _log_to_stderr(level: str) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("binarize_onnx").setLevel(level.upper())
+
+
+def _progress() -> Callable[[str], None] | None:
+    """Says on stderr what is being done, if somebody looks."""
+    if not sys.stderr.isatty():
+        return None
+    return lambda words: click.echo(printable(words), err=True)
 
 
 def _json(found: dict[str, Any]) -> str:

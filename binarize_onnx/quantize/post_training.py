@@ -21,6 +21,7 @@ import onnx
 from binarize_onnx import io, opset, shapes
 from binarize_onnx.calibration import CalibrationData, feeds
 from binarize_onnx.errors import ModelError, UsageError
+from binarize_onnx.gates import percent
 from binarize_onnx.passes.base import Array
 from binarize_onnx.quantize import rewrite
 from binarize_onnx.quantize.activations import ActivationStatistics, Levels
@@ -55,6 +56,7 @@ class QuantizedLayer:
             the quantized network against the float one.
         patches: rows of its input that it was fitted to.
         length: terms of its dot products.
+        parts: the names of its further bases, which are layers of their own in the ideal graph.
         warnings: what to think of before it is used, in sentences.
     """
 
@@ -63,6 +65,7 @@ class QuantizedLayer:
     error: float
     patches: int
     length: int
+    parts: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -82,6 +85,11 @@ class OutputAgreement:
     agreement: float | None = None
     classes: int | None = None
 
+    def __str__(self) -> str:
+        """The comparison in words."""
+        kept = "" if self.agreement is None else f"; {percent(self.agreement)} keep their class"
+        return f"`{self.name}` differs from the float network's by {self.error:.2%} of its variance{kept}"
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -92,6 +100,7 @@ class Quantized:
         layers: a row for each layer of the plan.
         outputs: a row for each output.
         samples: how many there were.
+        samples_sha256: of all of them.
         warnings: about the network as a whole.
     """
 
@@ -99,6 +108,7 @@ class Quantized:
     layers: list[QuantizedLayer]
     outputs: list[OutputAgreement]
     samples: int
+    samples_sha256: str
     warnings: list[str]
 
 
@@ -225,6 +235,7 @@ class _Calibration:
         self._layers: list[_Rewritten] = []
         self._errors: list[float] = []  # of the layers that are fitted, but for the last
         self._batches = self._samples = 0
+        self._digest = ""
 
     def run(self, data: CalibrationData) -> Quantized:
         """Everything, or what is left to do of it."""
@@ -235,7 +246,8 @@ class _Calibration:
             self._fit(k)
         outputs = self._compare_outputs()
         rows = [self._row(k) for k in range(1, self._cuts.last)]
-        return Quantized(self._assembled(), rows, outputs, self._samples, _warnings(outputs, self._samples))
+        warnings = _warnings(outputs, self._samples)
+        return Quantized(self._assembled(), rows, outputs, self._samples, self._digest, warnings)
 
     # --- The folder ----------------------------------------------------------------------------------------------
 
@@ -248,7 +260,8 @@ class _Calibration:
         feed = feeds(self._model, data, batch_size(self._model))
         done = 0
         if mark.exists():
-            if json.loads(mark.read_text()) != self._calculation(_digest(feed)):
+            self._digest = _digest(feed)
+            if json.loads(mark.read_text()) != self._calculation():
                 raise UsageError(
                     f"{self._folder} holds the work on another model or other data, or with other options:",
                     fix="name another folder to begin anew.",
@@ -260,10 +273,10 @@ class _Calibration:
             self._progress("reading the samples")
             samples = self._stage(0)
             samples.begin()
-            digest = _digest(self._kept(feed, samples))
+            self._digest = _digest(self._kept(feed, samples))
             samples.finish({"batches": self._batches, "samples": self._samples, "errors": []})
             with io.atomic_write(mark) as file:
-                file.write(json.dumps(self._calculation(digest)).encode())
+                file.write(json.dumps(self._calculation()).encode())
         note = self._stage(done).note
         self._batches, self._samples, self._errors = note["batches"], note["samples"], note["errors"]
         return done
@@ -276,13 +289,13 @@ class _Calibration:
             self._samples += max((v.shape[0] if v.ndim else 1 for v in batch.values()), default=1)
             yield batch
 
-    def _calculation(self, data: str) -> dict[str, str]:
+    def _calculation(self) -> dict[str, str]:
         """Everything that the result depends on."""
         plan = {name: str(precision) for name, precision in sorted(self._plan.items())}
         return {
             "network": hashlib.sha256(self._model.SerializeToString(deterministic=True)).hexdigest(),
             "options": json.dumps([plan, self._settings.to_json()], sort_keys=True),
-            "data": data,
+            "samples": self._digest,
         }
 
     # --- From stage to stage -------------------------------------------------------------------------------------
@@ -388,7 +401,9 @@ class _Calibration:
             words = f"{fit.patches} rows of input for {site.length} weights a channel: give more samples"
             warnings.append(f"{words} ({ENOUGH_PATCHES * site.length} rows are enough)")
         error = self._errors[k - 1]
-        return QuantizedLayer(site.name, self._plan[site.name], error, fit.patches, site.length, tuple(warnings))
+        products = [node for node in self._layers[k - 1].product.nodes if node.op_type in ("Conv", "MatMul")]
+        parts = tuple(node.name for node in products[1:])
+        return QuantizedLayer(site.name, self._plan[site.name], error, fit.patches, site.length, parts, tuple(warnings))
 
     # --- The whole -----------------------------------------------------------------------------------------------
 
@@ -487,18 +502,12 @@ def _warnings(outputs: Sequence[OutputAgreement], samples: int) -> list[str]:
 
 
 def _digest(feed: Iterator[Mapping[str, Array]]) -> str:
-    """A hash of all samples; NaN among them is refused."""
+    """A hash of all samples."""
     digest = hashlib.sha256()
-    first = 0
     for batch in feed:
         for name, values in sorted(batch.items()):
-            if values.dtype.kind == "f" and not np.all(np.isfinite(values)):
-                place = first + int(np.argwhere(~np.isfinite(values))[0][0]) if values.ndim else first
-                words = f"sample {place} of input `{name}` holds NaN or infinity."
-                raise ModelError(words, fix="Leave it out, or mend what prepares the samples.")
             digest.update(f"{name} {values.dtype} {values.shape} ".encode())
             digest.update(np.ascontiguousarray(values).tobytes())
-        first += max((v.shape[0] if v.ndim else 1 for v in batch.values()), default=1)
     return digest.hexdigest()
 
 
