@@ -48,8 +48,9 @@ from binarize_onnx.reasons import Code
 from binarize_onnx.report import Layer, Report, SignSite, Summary
 from binarize_onnx.slow_layers import Judge
 
-if TYPE_CHECKING:  # it runs models, and what runs models imports this module
+if TYPE_CHECKING:  # they run models, and what runs models imports this module
     from binarize_onnx.calibration import CalibrationData
+    from binarize_onnx.quantize import preset
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,15 @@ def _convert_float(
     """A float model is first brought to ideal form; that is what `emit="ideal"` gives."""
     from binarize_onnx.quantize import preset  # it runs models, as what counts zeros does
 
-    trained = preset.post_train(source, config, data, resume, progress)
+    return compile_trained(preset.post_train(source, config, data, resume, progress), source, config, data)
+
+
+def compile_trained(
+    trained: preset.PostTrained, source: io.Source, config: Config, data: CalibrationData | None
+) -> Result:
+    """Compile what post-training quantization made of a source, and report on the layers of that."""
+    from binarize_onnx.quantize import preset
+
     result = _convert(trained.source, replace(trained.config, emit="compiled"), data)
     preset.explain(result.report, trained, source.size)
     ideal = config.emit == "ideal"

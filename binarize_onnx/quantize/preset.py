@@ -14,6 +14,7 @@ from binarize_onnx.errors import NothingMatched
 from binarize_onnx.passes.recognise_layers import Filter
 from binarize_onnx.pipeline import Config
 from binarize_onnx.quantize import sites
+from binarize_onnx.quantize.plan import Plan
 from binarize_onnx.quantize.post_training import Progress, Quantized, QuantizedLayer, quantize
 from binarize_onnx.quantize.precision import Precision
 from binarize_onnx.reasons import Code, Reason
@@ -54,10 +55,27 @@ def post_train(
     wanted = Filter(config.nodes_to_quantize, config.nodes_to_exclude, config.op_types_to_exclude)
     plan, left = network.choose(Precision.parse(config.ptq), wanted)
     if not plan:
-        why = "; ".join(f"`{name}`: {reason.sentence}" for name, reason in list(left.items())[:3])
-        more = f"; and {len(left) - 3} more" if len(left) > 3 else ""
-        raise NothingMatched(f"no layer is left to be quantized ({why or 'the model has none'}{more}).")
+        raise nothing_to_choose(left)
     quantized = quantize(network, data, plan, config.ptq_settings, progress=progress, resume=resume)
+    return trained(source, config, network, plan, left, quantized)
+
+
+def nothing_to_choose(left: Mapping[str, Reason]) -> NothingMatched:
+    """The error for a network of which nothing can be quantized, or nothing was chosen."""
+    why = "; ".join(f"`{name}`: {reason.sentence}" for name, reason in list(left.items())[:3])
+    more = f"; and {len(left) - 3} more" if len(left) > 3 else ""
+    return NothingMatched(f"no layer is left to be quantized ({why or 'the model has none'}{more}).")
+
+
+def trained(
+    source: io.Source,
+    config: Config,
+    network: sites.Network,
+    plan: Plan,
+    left: Mapping[str, Reason],
+    quantized: Quantized,
+) -> PostTrained:
+    """What `quantize` made of a plan, with all that the file and the report are to say of it."""
     entry = {
         "source_sha256": source.sha256,
         "plan": {name: str(precision) for name, precision in plan.items()},
@@ -71,6 +89,7 @@ def post_train(
     for key in sorted(known):
         model.metadata_props.add(key=key, value=known[key])
     # What was binary already is compiled along with the rest, but for what the caller leaves out by name or operator.
+    wanted = Filter(config.nodes_to_quantize, config.nodes_to_exclude, config.op_types_to_exclude)
     refused = [
         name for name, reason in left.items() if reason.code is Code.BINARY and _is_refused(name, network, wanted)
     ]

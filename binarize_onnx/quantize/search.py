@@ -17,7 +17,8 @@ plan is within a budget of accuracy if the 95 % bound of its drop is, not the dr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,18 +26,20 @@ import onnx
 
 from binarize_onnx import int8_edges, io, pipeline
 from binarize_onnx.calibration import feeds
-from binarize_onnx.errors import NothingMatched, UsageError
+from binarize_onnx.errors import UsageError
 from binarize_onnx.gates import Gate, at_least, at_most, percent
-from binarize_onnx.quantize import int8, layer_times, pareto, sensitivity
+from binarize_onnx.passes.recognise_layers import Filter
+from binarize_onnx.quantize import int8, layer_times, pareto, preset, sensitivity, sites
 from binarize_onnx.quantize.drop_bound import Drop, smallest_bound
 from binarize_onnx.quantize.layer_times import FLOAT, INT8, LayerTimes
 from binarize_onnx.quantize.pareto import Point
-from binarize_onnx.quantize.plan import Plan, Settings
+from binarize_onnx.quantize.plan import Plan
 from binarize_onnx.quantize.post_training import Progress, quantize
 from binarize_onnx.quantize.precision import Precision
 from binarize_onnx.quantize.scoring import Judge, Labelled, Scored, require_budget
 from binarize_onnx.quantize.sensitivity import Sensitivity
-from binarize_onnx.quantize.sites import Network, Site
+from binarize_onnx.quantize.sites import Site
+from binarize_onnx.reasons import Code, Reason
 from binarize_onnx.report import Report
 
 PRESETS = tuple(Precision.parse(text) for text in ("w1a1", "w1a2", "w1a4", "w2a2", "w2a4", "w2a6", "w3a6"))
@@ -148,27 +151,25 @@ class Found:
 
 
 def search(
-    network: Network,
+    source: io.Source,
     calibration: Labelled,
     selection: Labelled,
     budget: Budget,
     *,
-    layers: Sequence[str] | None = None,
+    config: pipeline.Config | None = None,
     precisions: Sequence[Precision] = PRESETS,
-    settings: Settings | None = None,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> Found:
     """Search for the best network within a budget.
 
     Args:
-        network: what `sites.find` made of the float model.
+        source: the float model.
         calibration: samples to fit layers to; labels are not looked at.
         selection: other samples, to judge networks on; see `scoring` for what labels mean.
         budget: what can be afforded.
-        layers: names of those that may be quantized; None for all but first and last.
+        config: which layers may be quantized, by which methods (`ptq_settings`), and how models are compiled.
         precisions: to choose from.
-        settings: methods; None for the best.
         threads: of onnxruntime, for all times.
         progress: is told in words what is being done.
 
@@ -177,9 +178,8 @@ def search(
         UsageError: the budget needs labels, or more samples.
         NothingMatched: the network has no layer that can be quantized.
     """
-    return _Search(
-        network, calibration, selection, budget, layers, precisions, settings or Settings(), threads, progress
-    ).run()
+    config = replace(config or pipeline.Config(), ptq=None, edges="float", emit="compiled")
+    return _Search(source, calibration, selection, budget, config, precisions, threads, progress).run()
 
 
 def require_samples(budget: Budget, judge: Judge) -> None:
@@ -207,26 +207,27 @@ class _Search:
 
     def __init__(
         self,
-        network: Network,
+        source: io.Source,
         calibration: Labelled,
         selection: Labelled,
         budget: Budget,
-        layers: Sequence[str] | None,
+        config: pipeline.Config,
         precisions: Sequence[Precision],
-        settings: Settings,
         threads: int,
         progress: Progress | None,
     ) -> None:
-        self._network, self._calibration, self._budget = network, calibration, budget
-        self._settings, self._threads, self._tell = settings, threads, progress or (lambda _: None)
-        names = [site.name for site in network.sites if not site.edge] if layers is None else list(layers)
-        self._sites = [site for site in network.sites if site.name in names]
+        self._source, self._config, self._calibration, self._budget = source, config, calibration, budget
+        self._threads, self._tell = threads, progress or (lambda _: None)
+        self._network = network = sites.find(source.model, config)
+        wanted = Filter(config.nodes_to_quantize, config.nodes_to_exclude, config.op_types_to_exclude)
+        chosen, self._left = network.choose(Precision(1, 1), wanted)
+        self._sites = [site for site in network.sites if site.name in chosen]
         if not self._sites:
-            raise NothingMatched("no layer of the model can be quantized; `inspect` gives the reason for each.")
+            raise preset.nothing_to_choose(self._left)
         self._precisions = tuple(sorted(set(precisions)))
         self._judge = Judge(network.model, selection)
         require_samples(budget, self._judge)
-        self._feed = next(feeds(network.model, calibration.take(np.arange(1)).inputs, 1))
+        self._feed = next(feeds(network.model, calibration.inputs, 1))
         self._by_ops = budget.target_ops is not None and budget.max_drop is None and budget.target_speedup is None
         self._ranges = calibration.take(np.arange(min(RANGES_FROM, calibration.count)))
         self._candidates: dict[tuple[tuple[str, str], ...], list[Candidate]] = {}
@@ -249,7 +250,7 @@ class _Search:
             some.inputs,
             Judge(self._network.model, first),
             wanted,
-            sensitivity.quick(self._settings),
+            sensitivity.quick(self._config.ptq_settings),
             self._tell,
         )
         self._divergence = {(s.name, s.precision): s.divergence for s in found}
@@ -337,26 +338,35 @@ class _Search:
         key = tuple(sorted((name, str(p)) for name, p in plan.items()))
         if key not in self._candidates:
             self._tell(f"network {len(self._candidates) + 1}: {_described(plan)}")
-            ideal = quantize(self._network, self._calibration.inputs, plan, self._settings).model
-            result = pipeline.convert(ideal, pipeline.Config(slow_layers="convert"))
+            result = self._compiled(plan)
             rest = {s.name for s in self._network.sites if s.name not in plan}
-            kept = {name for name in rest if name in self._times and not self._is_int8_faster(name)}
-            edges, names, effects = int8_edges.quantize(result.model, self._ranges.inputs, float_layers=kept)
             forms: dict[str, Form] = {**dict.fromkeys(rest, FLOAT), **{n: str(p) for n, p in plan.items()}}
-            ops = self._ops(plan)
-            found = [self._candidate(result.model, result.report, forms, ops, f"{_described(plan)}; rest float")]
+            found = [self._candidate(result, forms, plan, "rest float")]
+            slower = {name for name in rest if name in self._times and not self._is_int8_faster(name)}
+            model, names, effects = int8_edges.quantize(result.model, self._ranges.inputs, float_layers=slower)
             if names:
+                report = deepcopy(result.report)
+                report.add_int8(names, effects, io.byte_size(model))
                 mixed = {**forms, **dict.fromkeys(rest.intersection(names), INT8)}
-                found.append(self._candidate(edges, result.report, mixed, ops, f"{_described(plan)}; rest int8"))
-            del effects  # on the samples of the ranges; the judge says what counts
+                found.append(self._candidate(pipeline.Result(model, report), mixed, plan, "rest int8"))
             self._candidates[key] = found
         return self._candidates[key]
 
-    def _candidate(
-        self, model: onnx.ModelProto, report: Report, forms: Mapping[str, Form], ops: float, name: str
-    ) -> Candidate:
-        scored = self._judge.score(model, library=True)
-        return Candidate(model, report, scored, self._judge.drop(scored), forms, ops, "mixed", name)
+    def _compiled(self, plan: Plan) -> pipeline.Result:
+        """The network of a plan, the rest of it float."""
+        config, network = self._config, self._network
+        quantized = quantize(network, self._calibration.inputs, plan, config.ptq_settings)
+        words = "the search leaves it as it is"
+        left = {site.name: Reason(Code.EXCLUDED, words) for site in network.sites if site.name not in plan}
+        trained = preset.trained(self._source, config, network, plan, {**left, **self._left}, quantized)
+        return pipeline.compile_trained(trained, self._source, config, None)
+
+    def _candidate(self, result: pipeline.Result, forms: Mapping[str, Form], plan: Plan, rest: str) -> Candidate:
+        scored = self._judge.score(result.model, library=True)
+        name = f"{_described(plan)}; {rest}"
+        return Candidate(
+            result.model, result.report, scored, self._judge.drop(scored), forms, self._ops(plan), "mixed", name
+        )
 
     def _is_int8_faster(self, name: str) -> bool:
         return self._times[name][INT8] < self._times[name][FLOAT]
