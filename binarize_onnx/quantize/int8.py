@@ -61,7 +61,12 @@ def _prepare(model: onnx.ModelProto, path: Path) -> None:
     options.optimized_model_filepath = str(path)
     options.log_severity_level = 4
     try:
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(
+            model.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["MatMulAddFusion"],  # the quantization of some Gemms that it makes fails
+        )
     except Exception as error:  # onnxruntime's own classes share no base
         raise ModelError(f"onnxruntime does not load the model: {one_line(error)}") from None
     onnx.save(onnx.shape_inference.infer_shapes(onnx.load(path)), path)

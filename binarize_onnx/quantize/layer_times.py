@@ -8,6 +8,7 @@ measured once.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from binarize_onnx import opset, pipeline, runtime
 from binarize_onnx.bench.timing import Times, ratios, summary, time_in_turns
+from binarize_onnx.errors import ModelError
 from binarize_onnx.passes.base import Array
 from binarize_onnx.quantize import int8, rewrite
 from binarize_onnx.quantize.activations import Levels
@@ -66,7 +68,7 @@ class LayerTimes:
         self.measured: dict[Shape, dict[str, float]] = {}
 
     def of(self, site: Site, precisions: Collection[Precision]) -> dict[str, float]:
-        """Microseconds that a layer takes as `float`, as `int8` and in each precision, by its name."""
+        """Microseconds that a layer takes as `float`, as `int8` if it can be, and in each precision, by name."""
         shape = Shape(
             site.kind,
             site.weights.shape,
@@ -132,7 +134,9 @@ def forms(site: Site, shape: tuple[int, ...], precisions: Collection[Precision])
     rng = np.random.default_rng(1)
     plain = _model(_float_nodes(site), {"w": _float_weights(site, rng), "b": np.zeros(site.outputs, np.float32)}, shape)
     inputs = (np.maximum(rng.normal(size=shape), 0).astype(np.float32) for _ in range(INT8_SAMPLES))
-    found = {FLOAT: plain, INT8: int8.whole(plain, [{"x": x} for x in inputs])}
+    found = {FLOAT: plain}
+    with suppress(ModelError):  # what onnxruntime cannot quantize has no time in int8
+        found[INT8] = int8.whole(plain, [{"x": x} for x in inputs])
     convert = pipeline.Config(slow_layers="convert")
     for precision in sorted(precisions):
         found[str(precision)] = pipeline.convert(_ideal(site, precision, shape, rng), convert).model

@@ -26,7 +26,7 @@ import onnx
 
 from binarize_onnx import int8_edges, io, pipeline
 from binarize_onnx.calibration import feeds
-from binarize_onnx.errors import UsageError
+from binarize_onnx.errors import ModelError, UsageError
 from binarize_onnx.gates import Gate, at_least, at_most, percent
 from binarize_onnx.passes.recognise_layers import Filter
 from binarize_onnx.quantize import int8, layer_times, pareto, preset, sensitivity, sites
@@ -267,7 +267,7 @@ class _Search:
         if self._by_ops:
             return (site.macs or 0) * (1.0 if precision is None else _ops_share(precision))
         times = self._times[site.name]
-        return min(times[FLOAT], times[INT8]) if precision is None else times[str(precision)]
+        return min(times[FLOAT], times.get(INT8, np.inf)) if precision is None else times[str(precision)]
 
     def _worthwhile(self, site: Site) -> list[Precision]:
         return [p for p in self._precisions if self._cost(site, p) < self._cost(site, None)]
@@ -369,7 +369,7 @@ class _Search:
         )
 
     def _is_int8_faster(self, name: str) -> bool:
-        return self._times[name][INT8] < self._times[name][FLOAT]
+        return self._times[name].get(INT8, np.inf) < self._times[name][FLOAT]
 
     def _ops(self, plan: Plan) -> float:
         return sum((s.macs or 0) * (_ops_share(plan[s.name]) if s.name in plan else 1.0) for s in self._network.sites)
@@ -377,16 +377,18 @@ class _Search:
     def _peers(self) -> list[Candidate]:
         """The float network, and the whole of it in int8."""
         model = self._network.model
+        found = [self._peer(model, "float")]
         self._tell("the whole network in int8")
-        quantized = int8.whole(model, feeds(model, self._ranges.inputs))
-        found = []
-        kinds: tuple[tuple[Literal["float", "int8"], onnx.ModelProto], ...] = (("float", model), ("int8", quantized))
-        for kind, each in kinds:
-            scored = self._judge.reference if kind == FLOAT else self._judge.score(each)
-            forms = dict.fromkeys((s.name for s in self._network.sites), kind)
-            drop = self._judge.drop(scored)
-            found.append(Candidate(each, None, scored, drop, forms, self._float_ops, kind, kind))
+        try:
+            found.append(self._peer(int8.whole(model, feeds(model, self._ranges.inputs)), "int8"))
+        except ModelError as error:
+            self._notes.append(f"there is no int8 to compare with: {error}")
         return found
+
+    def _peer(self, model: onnx.ModelProto, kind: Literal["float", "int8"]) -> Candidate:
+        scored = self._judge.reference if kind == FLOAT else self._judge.score(model)
+        forms = {site.name: kind for site in self._network.sites}
+        return Candidate(model, None, scored, self._judge.drop(scored), forms, self._float_ops, kind, kind)
 
     # --- The result ----------------------------------------------------------------------------------------------
 
@@ -412,16 +414,15 @@ class _Search:
         ]
         meets = [p for p in points if all(g.passed for g in self._gates(p))]
         order = _fastest if self._budget.max_drop is not None else _best
-        int8_point = next(p for p in points if p.kind == INT8)
-        mixed = [p for p in meets if p.kind == "mixed" and not int8_point.beats(p)]
-        chosen = min(meets, key=order, default=None)
-        if chosen is not None and chosen.kind == "mixed" and int8_point.beats(chosen):
-            chosen = min([*mixed, int8_point], key=order)
-        better = not mixed and any(int8_point.beats(p) for p in points if p.kind == "mixed")
-        better = better or (chosen is not None and chosen.kind == INT8)
+        eight = next((p for p in points if p.kind == INT8), None)
+        worth = [p for p in meets if p.kind != "mixed" or eight is None or not eight.beats(p)]
+        if eight is not None and len(worth) < len(meets):
+            worth.append(eight)  # it meets what these meet, but for the bound perhaps or for operations
+        chosen = min(worth, key=order, default=None)
+        better = chosen is not None and chosen.kind == INT8
         best = chosen or min(points, key=lambda p: (self._distance(p), order(p)))
         candidate = made[points.index(best)]
-        verdict = self._verdict(chosen, best, int8_point, better)
+        verdict = self._verdict(chosen, best, eight, better)
         return Found(
             self._judge,
             self._budget,
@@ -468,8 +469,8 @@ class _Search:
             found.append(p.ops / self._float_ops / budget.target_ops - 1)
         return max(found)
 
-    def _verdict(self, chosen: Point | None, best: Point, eight: Point, better: bool) -> str:
-        against = f"int8: {eight.speedup:.2f} times as fast as float, {self._lost(eight)}"
+    def _verdict(self, chosen: Point | None, best: Point, eight: Point | None, better: bool) -> str:
+        against = f"int8: {eight.speedup:.2f} times as fast as float, {self._lost(eight)}" if eight else "no int8"
         if chosen is None:
             nearest = f"{best.name}, {best.speedup:.2f} times as fast as float, {self._lost(best)}"
             return f"No network meets the budget. Nearest to it: {nearest} ({against})."
