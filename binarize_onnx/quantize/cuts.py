@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import onnx
 
+from binarize_onnx import shapes
 from binarize_onnx.quantize.sites import Site
 from binarize_onnx.quantize.stream import outer_reads
 from binarize_onnx.verify.graphs import caller_inputs
@@ -30,6 +31,7 @@ class Cuts:
         self.nodes = _chains_together(model, sites)
         at = {name: index for index, node in enumerate(self.nodes) for name in node.output}
         self.sites = sorted(sites, key=lambda site: at[site.writes[0]])
+        self._shapes = shapes.infer(model).stand_in
         self.outputs = [out.name for out in model.graph.output]
         self._given = set(caller_inputs(model))
         self._starts = [0, *(at[site.writes[0]] for site in self.sites), len(self.nodes)]
@@ -75,7 +77,12 @@ class Cuts:
         if len(readers) != 1 or readers[0].op_type != "Add" or output in self.outputs:
             return None
         other = next((name for name in readers[0].input if name != output), None)
-        return other if other in self.quantized_live(k) else None
+        return other if other in self.quantized_live(k) and self._are_alike(output, other) else None
+
+    def _are_alike(self, a: str, b: str) -> bool:
+        """Whether two tensors are known to have one shape."""
+        first, second = self._shapes.get(a), self._shapes.get(b)
+        return first is not None and first == second
 
     def _is_touched(self, node: onnx.NodeProto) -> bool:
         return not self.touched.isdisjoint(node.output)

@@ -36,6 +36,7 @@ from binarize_onnx.verify.graphs import caller_inputs
 
 TENSOR_BYTES = 1 << 24  # of the largest tensor of a batch: as many samples go into one as that allows
 MOST_SAMPLES = 256  # in a batch
+MOST_OUTSIDE = 0.01  # the share of values beyond the levels of a layer above which it is warned of
 ENOUGH_PATCHES = 10  # times the terms of a dot product; with fewer, signs fit the samples and not the network
 
 FLOAT, QUANTIZED = "float/", "quantized/"  # in front of the names of tensors in a stage
@@ -53,7 +54,9 @@ class QuantizedLayer:
         name: of the layer.
         precision: that it has now.
         error: the squared error of its output, as a share of that output's variance, on the calibration samples: of
-            the quantized network against the float one.
+            the quantized network against the float one. Where a shortcut is added whose losses it makes up for, that
+            of the sum.
+        outside: the share of the values of its input that lie more than a step beyond its levels.
         patches: rows of its input that it was fitted to.
         length: terms of its dot products.
         parts: the names of its further bases, which are layers of their own in the ideal graph.
@@ -63,6 +66,7 @@ class QuantizedLayer:
     name: str
     precision: Precision
     error: float
+    outside: float
     patches: int
     length: int
     parts: tuple[str, ...] = ()
@@ -154,11 +158,15 @@ def quantize(
 
 @dataclass(frozen=True, eq=False)
 class _Fit:
-    """How one layer is quantized: levels of its input, bases of its weights, rows that these were fitted to."""
+    """How one layer is quantized: levels of its input, bases of its weights, rows that these were fitted to.
+
+    `outside` is the share of the input's values that lie more than a step beyond the levels.
+    """
 
     levels: Levels
     bases: Bases
     patches: int
+    outside: float
 
     def save(self, path: Path) -> None:
         with io.atomic_write(path) as file:
@@ -171,13 +179,15 @@ class _Fit:
                 scale=self.bases.scale,
                 shift=self.bases.shift,
                 patches=np.asarray(self.patches),
+                outside=np.asarray(self.outside),
             )
 
     @classmethod
     def load(cls, path: Path) -> _Fit:
         with np.load(path, allow_pickle=False) as found:
             levels = Levels(found["threshold"], found["low"], found["step"])
-            return cls(levels, Bases(found["signs"], found["scale"], found["shift"]), int(found["patches"]))
+            bases = Bases(found["signs"], found["scale"], found["shift"])
+            return cls(levels, bases, int(found["patches"]), float(found["outside"]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,20 +200,25 @@ class _Rewritten:
 
 
 class _Error:
-    """Squared distance of a layer's output from the float one, as a share of the variance in its channels."""
+    """Squared distance of a layer's output from the float one, as a share of the variance in its channels.
 
-    def __init__(self, site: Site) -> None:
+    Where the layer makes up for what a shortcut has lost, it is that of the sum of both.
+    """
+
+    def __init__(self, site: Site, shortcut: str | None) -> None:
+        self._names = [site.output, *([shortcut] if shortcut else [])]
         self._axis = input_axis(site)
         self._squares = 0.0
         self._count = 0
         self._sum: Array = np.zeros(1)
         self._sum_of_squares: Array = np.zeros(1)
 
-    def update(self, result: Array, reference: Array) -> None:
-        """Add a batch."""
-        wanted = np.moveaxis(reference, self._axis, -1).astype(np.float64)
+    def update(self, result: Arrays, reference: Arrays) -> None:
+        """Add the tensors of a batch."""
+        found, total = (sum(t[name].astype(np.float64) for name in self._names) for t in (result, reference))
+        distance = np.asarray(found - total)
+        wanted = np.moveaxis(np.asarray(total), self._axis, -1)
         wanted = wanted.reshape(-1, wanted.shape[-1])
-        distance = result.astype(np.float64) - reference
         self._squares += float(np.vdot(distance, distance))
         self._count += len(wanted)
         self._sum = self._sum + wanted.sum(axis=0)
@@ -227,6 +242,8 @@ class _Calibration:
         self._folder, self._progress = folder, progress
         self._cuts = Cuts(network.model, [site for site in network.sites if site.name in plan])
         self._sites = self._cuts.sites
+        shortcuts = [self._cuts.shortcut(k) for k in range(1, self._cuts.last)]
+        self._shortcuts = shortcuts if settings.compensate else [None] * len(shortcuts)
         self._constants = {t.name: t for t in network.model.graph.initializer}
         self._names = {*self._constants, *caller_inputs(network.model)}
         self._names |= {name for node in network.model.graph.node for name in (node.name, *node.output)}
@@ -304,12 +321,11 @@ class _Calibration:
         """Take both networks to stage k."""
         before, after = self._stage(k - 1), self._stage(k)
         after.begin()
-        error = None if k == 1 else _Error(self._sites[k - 2])
+        error = None if k == 1 else _Error(self._sites[k - 2], self._shortcuts[k - 2])
         live, own = self._cuts.float_live(k), self._cuts.quantized_live(k)
         for batch, reference, result in self._passed(k, before):
             if error is not None:
-                output = self._sites[k - 2].output
-                error.update(result[output], reference[output])
+                error.update(result, reference)
             kept = {FLOAT + name: reference[name] for name in live}
             after.write(batch, kept | {QUANTIZED + name: result[name] for name in own})
         self._errors += [] if error is None else [error.share]
@@ -370,20 +386,23 @@ class _Calibration:
         z = FLOAT + site.output
         known = self._activations.get((site.input, precision.bits))
         levels = known[0] if known else self._levels_of(site, precision, spool, x)
-        other = self._cuts.shortcut(k) if settings.compensate else None
+        other = self._shortcuts[k - 1]
         total = sum(_rows(site, spool.shape(batch, z)) for batch in range(self._batches))
         patches = Patches(site, total, settings.patches, (settings.seed, k))
+        outside = values = 0
         moments = [Moments(site.length, site.outputs // site.group) for _ in range(site.group)]
         for batch in range(self._batches):
             given = spool.read(batch, [x, z, *([FLOAT + other, QUANTIZED + other] if other else [])])
             target = given[z].astype(np.float64)
-            if other and given[FLOAT + other].shape == target.shape:
+            if other:
                 target += given[FLOAT + other].astype(np.float64) - given[QUANTIZED + other]
             h = levels.reached(given[x], input_axis(site))
+            outside += _count_outside(levels, np.moveaxis(given[x], input_axis(site), -1))
+            values += given[x].size
             for group, rows, answers in patches.of(batch, h, target):
                 moments[group].update(rows, answers)
         bases = fitted(site, levels, moments, precision, settings)
-        return _Fit(levels, bases, moments[0].count)
+        return _Fit(levels, bases, moments[0].count, outside / max(values, 1))
 
     def _levels_of(self, site: Site, precision: Precision, spool: Spool, x: str) -> Levels:
         statistics = ActivationStatistics(site.channels)
@@ -400,21 +419,32 @@ class _Calibration:
         if fit.patches < ENOUGH_PATCHES * site.length:
             words = f"{fit.patches} rows of input for {site.length} weights a channel: give more samples"
             warnings.append(f"{words} ({ENOUGH_PATCHES * site.length} rows are enough)")
-        error = self._errors[k - 1]
+        if fit.outside > MOST_OUTSIDE:
+            words = f"{fit.outside:.1%} of the values that it reads lie beyond its levels"
+            warnings.append(f"{words}: more activation bits would help")
         products = [node for node in self._layers[k - 1].product.nodes if node.op_type in ("Conv", "MatMul")]
         parts = tuple(node.name for node in products[1:])
-        return QuantizedLayer(site.name, self._plan[site.name], error, fit.patches, site.length, parts, tuple(warnings))
+        return QuantizedLayer(
+            site.name,
+            self._plan[site.name],
+            self._errors[k - 1],
+            fit.outside,
+            fit.patches,
+            site.length,
+            parts,
+            tuple(warnings),
+        )
 
     # --- The whole -----------------------------------------------------------------------------------------------
 
     def _compare_outputs(self) -> list[OutputAgreement]:
         """Both networks to their ends."""
-        k, site = self._cuts.last, self._sites[-1]
+        k = self._cuts.last
         self._progress("comparing the outputs")
-        error = _Error(site)
+        error = _Error(self._sites[-1], self._shortcuts[-1])
         agreements = {name: _Agreement(name) for name in self._cuts.outputs}
         for _, reference, result in self._passed(k, self._stage(k - 1)):
-            error.update(result[site.output], reference[site.output])
+            error.update(result, reference)
             for name, agreement in agreements.items():
                 agreement.update(result.get(name, reference[name]), reference[name])
         self._errors = [*self._errors, error.share]
@@ -536,6 +566,14 @@ def fitted(site: Site, levels: Levels, moments: Sequence[Moments], precision: Pr
 def input_axis(site: Site) -> int:
     """Where the channels of a layer's input are."""
     return 1 if site.kind == "conv" else -1
+
+
+def _count_outside(levels: Levels, values: Array) -> int:
+    """How many of the values, channels last, lie more than a step beyond their lowest or highest level."""
+    low, high = levels.low - levels.step, levels.low + levels.step * (len(levels.threshold) + 1)
+    apart = levels.step > 0
+    low, high = np.where(apart, low, -np.inf), np.where(apart, high, np.inf)
+    return int(np.count_nonzero((values < low.astype(np.float32)) | (values > high.astype(np.float32))))
 
 
 def _rows(site: Site, shape: Sequence[int]) -> int:
