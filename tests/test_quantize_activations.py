@@ -135,10 +135,10 @@ def test_a_constant_channel_is_its_low(bits: int, how: Thresholds, constant: flo
 
 
 def test_values_far_from_zero_get_equal_parts_of_their_range() -> None:
-    values = (1000 + np.arange(4)[:, None] / 16).astype(np.float32)  # a bin is half a unit here
-    levels = statistics_of(values).levels(2)
-    np.testing.assert_array_equal(levels.reached(values)[:, 0], [0, 1, 2, 3])
-    np.testing.assert_allclose(levels.low[0] + levels.step[0] * np.arange(4), values[:, 0])
+    values = (1000 + np.arange(-4, 4)[:, None] / 16).astype(np.float32)  # a bin is half a unit here
+    levels = statistics_of(values).levels(3)
+    np.testing.assert_array_equal(levels.reached(values)[:, 0], np.arange(8))
+    np.testing.assert_allclose(levels.low[0] + levels.step[0] * np.arange(8), values[:, 0])
 
 
 def test_two_values_are_met_exactly() -> None:
