@@ -25,7 +25,6 @@ NEVER = np.finfo(np.float32).max  # a threshold that no value of a calibrated ne
 _PARTS = tuple(0.94**k for k in range(46))  # from all of it to a sixteenth
 _STARTS = 4
 _ITERATIONS = 20
-_FEWEST_BINS = 8
 
 Thresholds = Literal["zero", "means"]
 
@@ -194,8 +193,7 @@ def _running_sum(values: Array) -> Array:
 def _least_squares(points: _Points, top: int) -> tuple[Array, Array]:
     """Low and step [C] of the least squared error: alternately cells for the levels and levels for the cells.
 
-    This ends in the nearest minimum, so it starts from several parts of the range, the most promising of many.  Where
-    the whole range is a few bins (values far from zero, compared with their differences) levels are equal parts of it.
+    This ends in the nearest minimum, so it starts from several parts of the range, the most promising of many.
     """
     lowest, highest = points.minimum, points.maximum
     starts = []
@@ -206,11 +204,10 @@ def _least_squares(points: _Points, top: int) -> tuple[Array, Array]:
     lows, steps, errors = (np.stack(kind) for kind in zip(*starts, strict=True))
     promising = np.argsort(errors, axis=0, kind="stable")[:_STARTS]
     best, best_low, best_step = np.full(len(lowest), np.inf), lowest, (highest - lowest) / top
-    resolved = highest - lowest > _FEWEST_BINS * points.width
     for start in promising:
         chosen = (start, np.arange(len(lowest)))
         low, step, error = _settled(points, top, lows[chosen], steps[chosen], _ITERATIONS)
-        better = resolved & (error < best)
+        better = error < best
         best = np.where(better, error, best)
         best_low, best_step = np.where(better, low, best_low), np.where(better, step, best_step)
     return best_low, best_step
