@@ -355,11 +355,13 @@ def write(found: Json) -> None:
     text = (docs / "post_training.md").read_text()
     start, end = (text.index(mark) for mark in MARKS)
     measured = "\n".join(table.markdown() for table in tables(whole))
-    page_text = f"{text[:start]}{MARKS[0]}\nMachine: {page.described(whole)}.\n\n{measured}{text[end:]}"
-    (docs / "post_training.md").write_text(page_text)
     drawn = picture(whole)
+    shown = ""
     if drawn is not None:
         (docs / "post_training.svg").write_text(drawn)
+        shown = "![accuracy lost and time of every network that the searches made](post_training.svg)\n\n"
+    machine = f"Machine: {page.described(whole)}.\n\n"
+    (docs / "post_training.md").write_text(f"{text[:start]}{MARKS[0]}\n{machine}{shown}{measured}{text[end:]}")
 
 
 MARKS = ("<!-- `python benchmarks/post_training.py --write` writes from here -->", "<!-- to here -->")
