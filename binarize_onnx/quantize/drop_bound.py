@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import ceil, floor, sqrt
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -35,15 +36,15 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Drop:
-    """Accuracy lost between two models on the same samples.
+    """What is lost between two models on the same samples.
 
     Attributes:
         samples: how many there are.
-        lost: those that the first model alone gets right.
+        lost: those that the first model alone gets right, or does better on.
         gained: those that the second alone does.
         drop: what is lost on these samples, in `unit`; negative where something was gained.
-        bound: what is lost at most on samples of the same kind, with confidence `confidence`.
         unit: `points` (percentage points), or `dB` where quality is no share.
+        error: the standard error of a drop in dB.
         confidence: of the bound, one-sided.
     """
 
@@ -51,13 +52,20 @@ class Drop:
     lost: int
     gained: int
     drop: float
-    bound: float
     unit: Literal["points", "dB"] = "points"
+    error: float = 0.0
     confidence: float = CONFIDENCE
 
+    @property
+    def bound(self) -> float:
+        """What is lost at most on samples of the same kind: exact in points, that of the normal distribution in dB."""
+        if self.unit == "dB":
+            return self.drop + NormalDist().inv_cdf(self.confidence) * self.error
+        return 100 * upper_bound(self.lost, self.gained, self.samples, self.confidence)
+
     def to_json(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
+        """The fields by name, and the bound."""
+        return {**asdict(self), "bound": self.bound}
 
 
 def drop(before: Flags, after: Flags, confidence: float = CONFIDENCE) -> Drop:
@@ -69,8 +77,7 @@ def drop(before: Flags, after: Flags, confidence: float = CONFIDENCE) -> Drop:
         confidence: of the bound.
     """
     lost, gained = int(np.sum(before & ~after)), int(np.sum(after & ~before))
-    bound = upper_bound(lost, gained, before.size, confidence)
-    return Drop(before.size, lost, gained, 100 * (lost - gained) / before.size, 100 * bound, confidence=confidence)
+    return Drop(before.size, lost, gained, 100 * (lost - gained) / before.size, confidence=confidence)
 
 
 @lru_cache(maxsize=1024)

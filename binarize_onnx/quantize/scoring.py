@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import log10, sqrt
-from statistics import NormalDist
 from typing import Literal, get_args
 
 import numpy as np
@@ -26,7 +25,7 @@ from binarize_onnx.calibration import CalibrationData, Samples, feeds, load_samp
 from binarize_onnx.errors import ModelError, UsageError
 from binarize_onnx.images import ImageFolder, Images
 from binarize_onnx.passes.base import Array
-from binarize_onnx.quantize.drop_bound import CONFIDENCE, Drop, drop
+from binarize_onnx.quantize.drop_bound import Drop, drop
 from binarize_onnx.quantize.post_training import batch_size
 from binarize_onnx.verify.data import fitting_labels, require_fitting
 from binarize_onnx.verify.graphs import caller_inputs
@@ -181,10 +180,9 @@ class Judge:
         if scored.decibels is None or self.reference.decibels is None:
             return None
         lost = self.reference.decibels - scored.decibels
-        mean = float(lost.mean())
-        spread = float(lost.std(ddof=1)) if lost.size > 1 else float("inf")
-        bound = mean + NormalDist().inv_cdf(CONFIDENCE) * spread / sqrt(lost.size)
-        return Drop(lost.size, int((lost > 0).sum()), int((lost < 0).sum()), mean, bound, unit="dB")
+        error = float(lost.std(ddof=1)) / sqrt(lost.size) if lost.size > 1 else float("inf")
+        worse, better = int((lost > 0).sum()), int((lost < 0).sum())
+        return Drop(lost.size, worse, better, float(lost.mean()), "dB", error)
 
     def _run(self, runner: Runner) -> dict[str, Array]:
         """The outputs of a model on all samples."""

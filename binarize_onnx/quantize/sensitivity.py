@@ -60,13 +60,11 @@ class Sensitivity:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
-        drop = None if self.drop is None else self.drop.to_json()
-        divergence = self.divergence if np.isfinite(self.divergence) else None
         return {
             "name": self.name,
             "precision": str(self.precision),
-            "divergence": divergence,
-            "drop": drop,
+            "divergence": self.divergence if np.isfinite(self.divergence) else None,
+            "lost": None if self.drop is None else self.drop.drop,
             "macs": self.macs,
         }
 
