@@ -22,8 +22,9 @@ MAX_BITS = 6
 NEVER = np.finfo(np.float32).max  # a threshold that no value of a calibrated network reaches
 
 # Parts of the range of a channel, around its median or from its smallest value, from which the fits below start.
-_STARTS = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.22, 0.15, 0.1, 0.06)
-_ITERATIONS = 40
+_PARTS = tuple(0.94**k for k in range(46))  # from all of it to a sixteenth
+_STARTS = 4
+_ITERATIONS = 20
 
 Thresholds = Literal["zero", "means"]
 
@@ -53,7 +54,7 @@ class ActivationStatistics:
     """Histograms of the channels of a tensor, from any number of batches: 33 KiB a channel, however many values.
 
     A bin is [k, k+1) times a power of two, which doubles when a value falls outside; exact zeros, the bulk of what
-    comes out of a ReLU, are counted apart.  All that is kept are counts, so batches and merges may come in any order and
+    comes out of a ReLU, are counted apart.  Only counts are kept, so batches and merges may come in any order and of of
     any size: the result is the same to the bit.
     """
 
@@ -164,14 +165,15 @@ class _Points:
         self.counts = _running_sum(counts.astype(np.float64))
         self.sums = _running_sum(counts * values)
         self.squares = (counts * values * values).sum(axis=1)
-        self.median = np.take_along_axis(values, _first_above(self.counts, self.counts[:, -1] / 2)[:, None], 1)[:, 0]
+        half_way = np.argmax(self.counts[:, 1:] >= self.counts[:, -1:] / 2, axis=1)
+        self.median = np.take_along_axis(values, half_way[:, None], 1)[:, 0]
 
     def below(self, threshold: Array) -> Array:
         """How many points lie below each of `threshold` [C, …]."""
         with np.errstate(divide="ignore", invalid="ignore"):
             bins = np.ceil(threshold / self.width[:, None] - 0.5)
-        bins = np.clip(np.nan_to_num(bins), -(BINS // 2), BINS // 2).astype(np.int64) + BINS // 2
-        return bins + (threshold > 0)
+        edges: Array = np.clip(np.nan_to_num(bins), -(BINS // 2), BINS // 2).astype(np.int64) + BINS // 2
+        return edges + (threshold > 0)
 
     def cells(self, low: Array, step: Array, top: int) -> tuple[Array, Array]:
         """How many values have h = 0 … top, and their sums: [C, top + 1] each."""
@@ -184,35 +186,45 @@ class _Points:
 
 
 def _running_sum(values: Array) -> Array:
-    return np.pad(np.cumsum(values, axis=1), ((0, 0), (1, 0)))
-
-
-def _first_above(rising: Array, limit: Array) -> Array:
-    """The last point whose running sum in front of it is not above `limit` [C]."""
-    return np.argmax(rising[:, 1:] >= limit[:, None], axis=1)
+    sums: Array = np.pad(np.cumsum(values, axis=1), ((0, 0), (1, 0)))
+    return sums
 
 
 def _least_squares(points: _Points, top: int) -> tuple[Array, Array]:
-    """Low and step [C] of the least squared error: alternately cells for the levels and levels for the cells."""
+    """Low and step [C] of the least squared error: alternately cells for the levels and levels for the cells.
+
+    This ends in the nearest minimum, so it starts from several parts of the range, the most promising of many.
+    """
+    lowest, highest = points.minimum, points.maximum
+    starts = []
+    for middle in (lowest, points.median):
+        for part in _PARTS:
+            low = middle - part * (middle - lowest)
+            starts.append(_settled(points, top, low, (middle + part * (highest - middle) - low) / top, 1))
+    lows, steps, errors = (np.stack(kind) for kind in zip(*starts, strict=True))
+    promising = np.argsort(errors, axis=0, kind="stable")[:_STARTS]
+    best, best_low, best_step = np.full(len(lowest), np.inf), lowest, (highest - lowest) / top
+    for start in promising:
+        chosen = (start, np.arange(len(lowest)))
+        low, step, error = _settled(points, top, lows[chosen], steps[chosen], _ITERATIONS)
+        better = error < best
+        best = np.where(better, error, best)
+        best_low, best_step = np.where(better, low, best_low), np.where(better, step, best_step)
+    return best_low, best_step
+
+
+def _settled(points: _Points, top: int, low: Array, step: Array, iterations: int) -> tuple[Array, Array, Array]:
+    """Low, step and squared error [C] where neither cells nor levels change any more, or nearly so."""
     h = np.arange(top + 1.0)
-    best = np.full(len(points.minimum), np.inf)
-    best_low, best_step = points.minimum.copy(), np.zeros(len(best))
-    for middle in (points.minimum, points.median):
-        for part in _STARTS:
-            low = middle - part * (middle - points.minimum)
-            step = (middle + part * (points.maximum - middle) - low) / top
-            for _ in range(_ITERATIONS):
-                n, s = points.cells(low, step, top)
-                low, step = _regress(h, n, s, low, step)
-                level = low[:, None] + step[:, None] * h
-                error = points.squares - 2 * (level * s).sum(axis=1) + (level * level * n).sum(axis=1)
-                better = error < best
-                if not better.any():
-                    break
-                best = np.where(better, error, best)
-                best_low, best_step = np.where(better, low, best_low), np.where(better, step, best_step)
-    constant = points.minimum == points.maximum
-    return np.where(constant, points.minimum, best_low), np.where(constant, 0.0, best_step)
+    error = np.full(len(low), np.inf)
+    for _ in range(iterations):
+        n, s = points.cells(low, step, top)
+        low, step = _regress(h, n, s, low, step)
+        level = low[:, None] + step[:, None] * h
+        before, error = error, points.squares - 2 * (level * s).sum(axis=1) + (level * level * n).sum(axis=1)
+        if not (error < before).any():
+            break
+    return low, step, error
 
 
 def _regress(h: Array, n: Array, s: Array, low: Array, step: Array) -> tuple[Array, Array]:

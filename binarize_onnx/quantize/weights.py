@@ -21,12 +21,13 @@ from typing import Literal
 import numpy as np
 
 from binarize_onnx.passes.base import Array
+from binarize_onnx.quantize.codes import fit, least_squares, search
 
-DAMPING = 0.01  # of the mean variance of the inputs, added to the diagonal of H
-MAX_BASES = 4
+DAMPING = 0.01  # of the mean variance of the inputs: how strongly the weights are drawn to the float ones
+MAX_INPUTS = 6144  # of a layer whose covariances are kept, in 302 MB; of a wider one, patches are
+MOST_ROWS = 4096  # patches that are kept of a wider layer
 
 _EXACT_ROWS = 4096  # patches in one float32 product: with h ≤ 63 every sum stays below 2^24, so it is exact
-_BLOCK = 64  # columns that are decided before their effect on the others is computed, in one product
 
 Weights = Literal["sign", "abc", "greedy", "recon", "gptq"]
 
@@ -45,82 +46,120 @@ class Bases:
     @property
     def weights(self) -> Array:
         """The float weights that these stand for: float64 [O, D]."""
-        return np.einsum("mo,mod->od", self.scale, self.signs)
+        weights: Array = np.einsum("mo,mod->od", self.scale, self.signs)
+        return weights
 
 
 class Moments:
     """First and second moments of the D inputs h of a layer and its O targets z, from any number of batches.
 
-    Sums are kept in float64: 8 · D² bytes and little else (170 MB for D = 4608).  Where h are integers up to 63 all
-    sums over h alone are exact, so batches of any size give the same moments.
+    Sums are kept in float64: 8 · D² bytes and little else.  Where h are integers up to 63 all sums over h alone are
+    exact.  Of a layer with more than `MAX_INPUTS` inputs there are no covariances; at most `MOST_ROWS` patches, evenly
+    spaced among those seen, stand for them.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         self.count = 0
         self._h = np.zeros(inputs)
         self._z = np.zeros(outputs)
-        self._hh = np.zeros((inputs, inputs))
-        self._hz = np.zeros((inputs, outputs))
         self._zz = np.zeros(outputs)
+        self._hz = np.zeros((inputs, outputs))
+        self._hh = np.zeros((inputs, inputs)) if inputs <= MAX_INPUTS else None
+        self._rows = _Rows() if inputs > MAX_INPUTS else None
 
     def update(self, h: Array, z: Array) -> None:
-        """Add patches h [n, D], level numbers, and what the layer should answer to them, z [n, O]."""
+        """Add patches h [n, D], level numbers, and what the layer should answer to them, z [n, O].
+
+        Raises:
+            ValueError: the shapes are others.
+        """
+        if h.ndim != 2 or z.shape != (len(h), len(self._z)) or h.shape[1] != len(self._h):
+            sizes = f"{len(self._h)} inputs and {len(self._z)} outputs"
+            raise ValueError(f"patches {h.shape} with targets {z.shape} for {sizes}")
+        if self._rows is not None:
+            self._rows.update(h, z)
         for start in range(0, len(h), _EXACT_ROWS):
             rows = np.asarray(h[start : start + _EXACT_ROWS], np.float32)
             targets = np.asarray(z[start : start + _EXACT_ROWS], np.float64)
             self.count += len(rows)
             self._h += rows.sum(axis=0, dtype=np.float64)
             self._z += targets.sum(axis=0)
-            self._hh += rows.T @ rows
+            self._zz += np.square(targets).sum(axis=0)
             self._hz += rows.T.astype(np.float64) @ targets
-            self._zz += (targets * targets).sum(axis=0)
-
-    def merge(self, other: Moments) -> None:
-        """Add everything that `other` has seen."""
-        self.count += other.count
-        for name in ("_h", "_z", "_hh", "_hz", "_zz"):
-            getattr(self, name)[...] += getattr(other, name)
+            if self._hh is not None:
+                self._hh += rows.T @ rows
 
     @property
     def mean_h(self) -> Array:
         """Mean of each input: [D]."""
-        return self._h / self.count
+        return self._h / max(self.count, 1)
 
     @property
     def mean_z(self) -> Array:
         """Mean of each target: [O]."""
-        return self._z / self.count
+        return self._z / max(self.count, 1)
 
     @property
     def hh(self) -> Array:
-        """Covariances of the inputs: [D, D]."""
-        return self._hh / self.count - np.outer(self.mean_h, self.mean_h)
+        """Covariances of the inputs: [D, D].
+
+        Raises:
+            ValueError: there are more than `MAX_INPUTS`.
+        """
+        if self._hh is None:
+            raise ValueError(f"covariances are kept of at most {MAX_INPUTS} inputs, not of {len(self._h)}")
+        covariances: Array = self._hh / max(self.count, 1) - np.outer(self.mean_h, self.mean_h)
+        return covariances
 
     @property
     def hz(self) -> Array:
         """Covariances of inputs and targets: [D, O]."""
-        return self._hz / self.count - np.outer(self.mean_h, self.mean_z)
+        covariances: Array = self._hz / max(self.count, 1) - np.outer(self.mean_h, self.mean_z)
+        return covariances
 
     @property
     def zz(self) -> Array:
         """Variances of the targets: [O]."""
-        return np.maximum(self._zz / self.count - self.mean_z**2, 0.0)
+        variances: Array = np.maximum(self._zz / max(self.count, 1) - self.mean_z**2, 0.0)
+        return variances
 
-    def error(self, bases: Bases) -> Array:
-        """Mean squared error of each filter, E in the module's words, and of its shift: [O]."""
-        weights = bases.weights
-        off = self.mean_z - weights @ self.mean_h - bases.shift
-        fit = np.einsum("od,od->o", weights @ self.hh, weights) - 2 * np.einsum("od,do->o", weights, self.hz)
-        return self.zz + fit + off * off
+    @property
+    def rows(self) -> tuple[Array, Array]:
+        """Of a layer with more than `MAX_INPUTS` inputs, patches [n, D] and targets [n, O]; of others, none."""
+        if self._rows is None:
+            return np.zeros((0, len(self._h))), np.zeros((0, len(self._z)))
+        return self._rows.arrays()
+
+
+class _Rows:
+    """Every n-th row of all that come, with n doubled when there are too many: the same whatever the batches are."""
+
+    def __init__(self) -> None:
+        self._every = 1
+        self._seen = 0
+        self._h: list[Array] = []
+        self._z: list[Array] = []
+
+    def update(self, h: Array, z: Array) -> None:
+        for row, target in zip(h, z, strict=True):
+            if self._seen % self._every == 0:
+                self._h.append(np.array(row))
+                self._z.append(np.array(target, np.float64))
+                if len(self._h) > MOST_ROWS:
+                    self._h, self._z, self._every = self._h[::2], self._z[::2], 2 * self._every
+            self._seen += 1
+
+    def arrays(self) -> tuple[Array, Array]:
+        return np.stack(self._h), np.stack(self._z)
 
 
 def approximate(weights: Array, bases: int, how: Weights) -> Bases:
     """The signs and scales closest to `weights` [O, D] themselves, without data; every shift is 0.
 
-    "sign" takes the sign and the mean magnitude of a filter (Rastegari, "XNOR-Net", 2016), whatever the number of
-    bases (all but the first have scale 0).  "abc" takes the signs of W − mean(W) + u·std(W) for M values of u between
-    −1 and 1, for one basis 0, with the scales of least squares (Lin, "Towards accurate binary convolutional neural
-    network", 2017).  "greedy" takes the signs of what the bases before have left (Guo, "Network sketching", 2017).
+    "sign" takes signs and the mean magnitude of a filter (Rastegari, "XNOR-Net", 2016), whatever the number of bases.
+    "abc" takes the signs of W − mean W + u·std W for M values of u from −1 to 1, and 0 for one basis, with the scales
+    of least squares (Lin, "Towards accurate binary convolutional neural network", 2017).  All others take "greedy":
+    each basis the signs of what those before have left (Guo, "Network sketching", 2017), then all scales anew.
     """
     if how == "abc":
         signs = _shifted_signs(weights, bases)
@@ -129,29 +168,32 @@ def approximate(weights: Array, bases: int, how: Weights) -> Bases:
     else:
         signs = _greedy_signs(weights, bases)
     gram = np.einsum("mod,nod->omn", signs, signs, dtype=np.float64)
-    scale = _least_squares(gram, np.einsum("mod,od->om", signs, weights))
-    return Bases(signs, scale.T, np.zeros(len(weights)))
+    return Bases(signs, least_squares(gram, np.einsum("mod,od->mo", signs, weights)), np.zeros(len(weights)))
 
 
 def solve(moments: Moments, weights: Array, bases: int, how: Weights = "gptq") -> Bases:
     """The bases of a layer: `how` says how the signs are found; scales and shift are always those of least squares.
 
-    `weights` are the float ones, float64 [O, D], for the input h: the step of each input channel is in them.
+    `weights` are the float ones, float64 [O, D], for the input h: the step of each input channel is in them.  Beside
+    E(Q) all errors have a term λ·|Q − W|² with λ = `DAMPING` · (mean variance of h): what the samples do not tell, of
+    inputs that never change or where patches are fewer than weights, is taken from the float weights.
+
     "sign", "abc" and "greedy" take the signs of `approximate`.  "recon" first computes the real weights that are best
-    on the quantized inputs, V = (H + λ)⁻¹ (T + λ W), and takes the greedy signs of these.  "gptq" chooses signs for V
-    column by column with the error fed forward (Frantar, "GPTQ", 2022), and then changes signs one at a time while
-    that lowers the error.
+    on the quantized inputs, V = (H + λ)⁻¹ (T + λ W), and takes the greedy signs of these, where they are better than
+    those of W.  "gptq" goes on from there: see `codes.search`; a layer with more than `MAX_INPUTS` inputs stays at
+    "recon".
     """
-    problem = _Problem(moments, weights)
-    if how in ("sign", "abc", "greedy"):
-        signs = approximate(weights, bases, how).signs
-    else:
-        signs = _greedy_signs(problem.solution(), bases)
-    if how == "gptq":
-        signs = problem.improve(signs)
-    scale = problem.scales(signs)
-    shift = moments.mean_z - np.einsum("om,mod->od", scale, signs) @ moments.mean_h
-    return Bases(signs, scale.T, shift)
+    problem = _Covariances(moments, weights) if weights.shape[1] <= MAX_INPUTS else _Patches(moments, weights)
+    signs = approximate(weights, bases, how).signs
+    if how in ("recon", "gptq"):
+        reconstructed = _greedy_signs(problem.solution(), bases)
+        better = problem.scales(reconstructed)[1] > problem.scales(signs)[1]
+        signs = np.where(better[:, None], reconstructed, signs)
+    if how == "gptq" and isinstance(problem, _Covariances):
+        signs = problem.search(signs)
+    scale = problem.scales(signs)[0]
+    shift = moments.mean_z - Bases(signs, scale, np.zeros(len(weights))).weights @ moments.mean_h
+    return Bases(signs, scale, shift)
 
 
 def _signs(values: Array) -> Array:
@@ -174,111 +216,69 @@ def _greedy_signs(weights: Array, bases: int) -> Array:
     return np.stack(signs)
 
 
-def _least_squares(gram: Array, right: Array) -> Array:
-    """The shortest x with least |gram·x − right|, for each filter: gram [O, M, M] may be singular (bases coincide)."""
-    return np.einsum("omn,on->om", np.linalg.pinv(gram, rcond=1e-9, hermitian=True), right)
+def _damping(variance: Array) -> float:
+    """λ for inputs of these variances [D]; where nothing varies, anything positive leaves the float weights."""
+    return float(DAMPING * variance.mean()) or 1.0
 
 
-class _Problem:
-    """The error of all filters as a quadratic form: Q·H·Q − 2 Q·T, with both damped towards the float weights."""
+class _Covariances:
+    """The damped error of all filters, from covariances: Q·H·Q − 2 Q·T with λ in both."""
 
     def __init__(self, moments: Moments, weights: Array) -> None:
-        self.h = moments.hh
-        variance = np.diag(self.h).mean()
-        damping = DAMPING * variance if variance > 0 else 1.0
-        self.h[np.diag_indices_from(self.h)] += damping
-        self.t = moments.hz.T + damping * weights  # [O, D]
+        self._h = moments.hh
+        diagonal = np.diag_indices_from(self._h)
+        damping = _damping(self._h[diagonal])
+        self._h[diagonal] += damping
+        self._t = moments.hz + damping * weights.T
 
     def solution(self) -> Array:
         """The real weights of least error: [O, D]."""
-        return np.linalg.solve(self.h, self.t.T).T
+        return np.linalg.solve(self._h, self._t).T
 
-    def scales(self, signs: Array) -> Array:
-        """The best scales for signs [M, O, D]: [O, M]."""
-        signs = signs.astype(np.float64)
-        gram = np.einsum("mod,nod->omn", signs @ self.h, signs)
-        return _least_squares(gram, np.einsum("mod,od->om", signs, self.t))
+    def scales(self, signs: Array) -> tuple[Array, Array]:
+        """The best scales [M, O] for signs [M, O, D], and by how much they lower the error: [O]."""
+        columns = _columns(signs)
+        scale, _ = fit(self._h, self._t, columns)
+        return scale, np.einsum("mo,mdo,do->o", scale, columns, self._t)
 
-    def error(self, signs: Array, scale: Array) -> Array:
-        """The damped error of each filter, but for a constant: [O]."""
-        weights = np.einsum("om,mod->od", scale, signs)
-        return np.einsum("od,od->o", weights @ self.h - 2 * self.t, weights)
-
-    def improve(self, signs: Array, rounds: int = 4) -> Array:
-        """Signs of less error."""
-        order = np.argsort(np.diag(self.h), kind="stable")
-        factor = np.linalg.cholesky(self.h[np.ix_(order, order)])
-        v = self.solution()
-        best, scale = signs, self.scales(signs)
-        least = self.error(best, scale)
-        for _ in range(rounds):
-            found = np.empty_like(signs)
-            found[:, :, order] = _nearest_plane(factor, v[:, order], scale)
-            scale = self.scales(found)
-            found, scale = self.descend(found, scale)
-            error = self.error(found, scale)
-            better = error < least
-            if not better.any():
-                break
-            best = np.where(better[None, :, None], found, best)
-            least = np.minimum(error, least)
-        return best
-
-    def descend(self, signs: Array, scale: Array, sweeps: int = 20) -> tuple[Array, Array]:
-        """Change the code of one weight at a time, the best one for it, as long as any changes."""
-        codes = _codes(scale.shape[1])
-        diagonal = np.diag(self.h)
-        for _ in range(sweeps):
-            levels = scale @ codes.T  # [O, K]
-            weights = np.einsum("om,mod->od", scale, signs)
-            gradient = weights @ self.h - self.t
-            changed = False
-            signs = signs.copy()
-            for start in range(0, len(diagonal), _BLOCK):
-                columns = slice(start, start + _BLOCK)
-                h = self.h[columns, columns]
-                g = gradient[:, columns].copy()
-                q = weights[:, columns]
-                delta = np.zeros_like(q)
-                for j in range(h.shape[0]):
-                    wanted = q[:, j] - g[:, j] / h[j, j]
-                    k = np.abs(levels - wanted[:, None]).argmin(axis=1)
-                    new = np.take_along_axis(levels, k[:, None], 1)[:, 0]
-                    d = new - q[:, j]
-                    delta[:, j] = d
-                    g += d[:, None] * h[j]
-                    signs[:, :, start + j] = codes[k].T
-                if delta.any():
-                    changed = True
-                    gradient += delta @ self.h[columns]
-            if not changed:
-                break
-            scale = self.scales(signs)
-        return signs, scale
+    def search(self, signs: Array) -> Array:
+        """Signs [M, O, D] of less error than those given."""
+        return np.moveaxis(search(self._h, self._t, _columns(signs)), 1, 2).astype(np.int8)
 
 
-def _codes(bases: int) -> Array:
-    """All combinations of signs: int8 [2^M, M]."""
-    return np.where(np.arange(2**bases)[:, None] >> np.arange(bases) & 1, 1, -1).astype(np.int8)
+def _columns(signs: Array) -> Array:
+    return np.moveaxis(signs, 1, 2).astype(np.float64)
 
 
-def _nearest_plane(factor: Array, v: Array, scale: Array) -> Array:
-    """Signs whose sum is close to v [O, D] in the norm |(v − q)·factor|, decided from the last column to the first.
+class _Patches:
+    """The same error, from patches: for so many inputs that their covariances are not kept."""
 
-    Each column takes the nearest of its 2^M values to what makes good for the errors of the columns behind it: GPTQ
-    with the Cholesky factor of H in place of that of its inverse, or Babai's nearest plane.
-    """
-    codes = _codes(scale.shape[1])
-    levels = scale @ codes.T
-    signs = np.empty((scale.shape[1], *v.shape), np.int8)
-    owed = np.zeros_like(v)
-    for stop in range(v.shape[1], 0, -_BLOCK):
-        start = max(stop - _BLOCK, 0)
-        error = np.zeros((len(v), stop - start))
-        for j in range(stop - 1, start - 1, -1):
-            wanted = v[:, j] + (owed[:, j] + error @ factor[start:stop, j]) / factor[j, j]
-            k = np.abs(levels - wanted[:, None]).argmin(axis=1)
-            signs[:, :, j] = codes[k].T
-            error[:, j - start] = v[:, j] - np.take_along_axis(levels, k[:, None], 1)[:, 0]
-        owed[:, :start] += error @ factor[start:stop, :start]
-    return signs
+    def __init__(self, moments: Moments, weights: Array) -> None:
+        self._weights = weights
+        h, z = moments.rows
+        self._h = h.astype(np.float32)
+        self._h -= self._h.mean(axis=0)
+        self._z = z - z.mean(axis=0)
+        self._damping = _damping(np.square(self._h).mean(axis=0, dtype=np.float64))
+
+    def solution(self) -> Array:
+        """The real weights of least error, [O, D]: W + hᵀ (h hᵀ + n λ)⁻¹ (z − h W), n equations and not D."""
+        gram = (self._h @ self._h.T).astype(np.float64)
+        gram[np.diag_indices_from(gram)] += len(gram) * self._damping
+        left = np.linalg.solve(gram, self._z - self._dot(self._weights))
+        solution: Array = self._weights + (self._h.T @ left.astype(np.float32)).T
+        return solution
+
+    def scales(self, signs: Array) -> tuple[Array, Array]:
+        """The best scales [M, O] for signs [M, O, D], and by how much they lower the error: [O]."""
+        y = np.stack([self._dot(basis) for basis in signs])  # [M, n, O]
+        n = y.shape[1]
+        gram = np.einsum("mpo,npo->omn", y, y) / n + self._damping * np.einsum(
+            "mod,nod->omn", signs, signs, dtype=float
+        )
+        right = np.einsum("mpo,po->mo", y, self._z) / n + self._damping * np.einsum("mod,od->mo", signs, self._weights)
+        scale = least_squares(gram, right)
+        return scale, (scale * right).sum(axis=0)
+
+    def _dot(self, weights: Array) -> Array:
+        return (self._h @ weights.T.astype(np.float32)).astype(np.float64)
