@@ -251,6 +251,16 @@ def test_the_bound_counts_and_not_the_drop(
     assert tight.chosen.drop.bound <= between
 
 
+def test_a_gentler_precision_is_tried_where_the_fastest_loses_too_much(
+    source: io.Source, fitted: Labelled, judged: Labelled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_up(monkeypatch, {"w1a1": 1.0, "w3a6": 79.9})
+    wide = searched(source, fitted, judged, max_drop=99)
+    least = min(p.drop.bound for p in wide.points if p.kind == "mixed" and p.drop is not None)
+    found = searched(source, fitted, judged, max_drop=least - 0.5)
+    assert "w3a6" in {form for p in found.points for form in p.forms.values()}
+
+
 def test_what_int8_beats_is_never_chosen(
     source: io.Source, fitted: Labelled, judged: Labelled, monkeypatch: pytest.MonkeyPatch
 ) -> None:

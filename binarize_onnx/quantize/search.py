@@ -6,8 +6,9 @@
 3. One change of one layer after the other, always that which saves most time for the least divergence, gives a path of
    plans, from none to as fast as it gets.
 4. Plans on the path are really quantized, sequentially, compiled, and judged on the selection samples; bisection finds
-   the last within the budget, and a few more changes are tried from there. What no plan quantizes is left float, and
-   once more made int8; the whole network in int8, by onnxruntime, competes.
+   the last within the budget, and a few more changes are tried from there, also to precisions that the path passed by
+   because they save less time for what they lose. What a plan does not quantize is left float, and once more made
+   int8; the whole network in int8, by onnxruntime, competes.
 5. All of these networks are timed in turns.
 
 The selection samples are neither those that layers are fitted to nor, it is up to the caller, those of the last test. A
@@ -45,7 +46,7 @@ from binarize_onnx.report import Report
 PRESETS = tuple(Precision.parse(text) for text in ("w1a1", "w1a2", "w1a4", "w2a2", "w2a4", "w2a6", "w3a6"))
 RANKED_ON = 512  # samples for the sensitivities: of those to fit to, and of those to judge on
 RANGES_FROM = 128  # samples for the ranges of int8
-TRIES = 3  # changes that are tried behind the last plan within the budget
+TRIES = 4  # changes that are tried behind the last plan within the budget
 SECONDS = 8.0  # of timing all networks in turns
 EPSILON = 1e-6  # nats: less divergence is none
 
@@ -230,7 +231,7 @@ class _Search:
         self._feed = next(feeds(network.model, calibration.inputs, 1))
         self._by_ops = budget.target_ops is not None and budget.max_drop is None and budget.target_speedup is None
         self._ranges = calibration.take(np.arange(min(RANGES_FROM, calibration.count)))
-        self._candidates: dict[tuple[tuple[str, str], ...], list[Candidate]] = {}
+        self._candidates: dict[tuple[tuple[str, Precision], ...], list[Candidate]] = {}
         self._float_ops = float(sum(site.macs or 0 for site in network.sites))
         self._notes: list[str] = []
 
@@ -239,7 +240,7 @@ class _Search:
         self._tell("timing the layers")
         clock = LayerTimes(self._network, self._feed, threads=self._threads)
         self._times = {site.name: clock.of(site, self._precisions) for site in self._sites}
-        wanted = {site.name: self._worthwhile(site) for site in self._sites}
+        wanted = self._wanted = {site.name: self._worthwhile(site) for site in self._sites}
         out = sum(not precisions for precisions in wanted.values())
         if out:
             self._notes.append(f"{out} of {len(wanted)} layers are no faster in any precision than in int8 or float32")
@@ -305,19 +306,28 @@ class _Search:
                 low = middle
             else:
                 high = middle
-        if not forward or low < 0:
-            return
-        plan, tried = path[low], 0
-        for before, after in zip(path[low:-1], path[low + 1 :], strict=True):
-            if tried == TRIES:
-                break
-            change = {name: p for name, p in after.items() if before.get(name) != p}
-            extended = {**plan, **change}
-            if extended in path[: high + 1]:
-                continue
-            tried += 1
-            if self._enough(extended):
-                plan = extended
+        if forward:
+            self._extend(path[low] if low >= 0 else {}, path[low + 1 :])
+
+    def _extend(self, plan: dict[str, Precision], later: Sequence[Mapping[str, Precision]]) -> None:
+        """Try the changes that come next, each also in precisions that lose less and save less."""
+        tried = 0
+        before: Mapping[str, Precision] = plan
+        for after in later:
+            (name,) = (name for name, p in after.items() if before.get(name) != p)
+            before = after
+            lost = self._divergence[name, after[name]]
+            gentler = [p for p in self._wanted[name] if self._divergence[name, p] < lost]
+            for p in [after[name], *sorted(gentler, key=lambda p: -self._divergence[name, p])]:
+                extended = {**plan, name: p}
+                if _key(extended) in self._candidates or p == plan.get(name):
+                    continue
+                if tried == TRIES:
+                    return
+                tried += 1
+                if self._enough(extended):
+                    plan = extended
+                    break
 
     def _enough(self, plan: Plan) -> bool:
         """Whether the plan is within the budget of accuracy; without one, whether it is fast or small enough."""
@@ -335,7 +345,7 @@ class _Search:
 
     def _made(self, plan: Plan) -> list[Candidate]:
         """The networks of a plan: the rest float, and the rest int8."""
-        key = tuple(sorted((name, str(p)) for name, p in plan.items()))
+        key = _key(plan)
         if key not in self._candidates:
             self._tell(f"network {len(self._candidates) + 1}: {_described(plan)}")
             result = self._compiled(plan)
@@ -497,6 +507,11 @@ def _best(p: Point) -> tuple[float, float]:
 def _ops_share(precision: Precision) -> float:
     """Of a layer's float operations: every base with every bit is a binary layer."""
     return precision.bases * precision.bits / 64
+
+
+def _key(plan: Plan) -> tuple[tuple[str, Precision], ...]:
+    """The same for equal plans."""
+    return tuple(sorted(plan.items()))
 
 
 def _described(plan: Plan) -> str:
