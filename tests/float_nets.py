@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,9 @@ def products() -> onnx.ModelProto:
     return net.model(x, {"x": ["N", 6, 24], "y": ["N", 6, 24]})
 
 
-NETWORKS = {f.__name__: f for f in (residual, plain_forms, channels_last, one_dimension, products)}
+NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
+    f.__name__: f for f in (residual, plain_forms, channels_last, one_dimension, products)
+}
 
 
 def samples(model: onnx.ModelProto, count: int = SAMPLES, seed: int = 0) -> dict[str, Array]:

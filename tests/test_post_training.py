@@ -15,13 +15,14 @@ import onnx
 import onnxruntime as ort
 import pytest
 from corpus import corpus_path, datasets
-from float_nets import NETWORKS, SAMPLES, FloatNet, samples
+from float_nets import NETWORKS, SAMPLES, FloatNet, residual, samples
 from test_cli import Command, command  # noqa: F401  # a fixture
 from test_property import assert_same_bits, run
 
 from binarize_onnx import Config, convert, opset, runtime
 from binarize_onnx.errors import ModelError, NothingMatched, UsageError
 from binarize_onnx.quantize import Precision, Settings, post_training, sites
+from binarize_onnx.quantize.activations import Levels
 from binarize_onnx.quantize.post_training import Quantized
 from binarize_onnx.quantize.stream import Spool
 from binarize_onnx.verify import Gates, verify
@@ -132,7 +133,7 @@ def test_batches_and_fixed_batch_sizes_make_no_difference(monkeypatch: pytest.Mo
     whole = quantized("residual", "w2a3")
     monkeypatch.setattr(post_training, "MOST_SAMPLES", 5)
     parts = quantized("residual", "w2a3")
-    fixed = NETWORKS["residual"](1)
+    fixed = residual(1)
     network = sites.find(fixed)
     plan, _ = network.choose(Precision(2, 3))
     single = post_training.quantize(network, samples(NETWORKS["residual"]()), plan, FAST)
@@ -158,7 +159,7 @@ def test_a_reader_gives_what_arrays_do() -> None:
     by_reader = convert(model, config, calibration_data=Reader(samples(model))).report
     by_array = convert(model, config, calibration_data=samples(model)).report
     errors = [[layer.error for layer in report.layers if layer.precision] for report in (by_reader, by_array)]
-    np.testing.assert_allclose(*errors, rtol=0.05)
+    np.testing.assert_allclose(np.asarray(errors[0], float), np.asarray(errors[1], float), rtol=0.05)
 
 
 def test_the_same_call_gives_the_same_bytes_and_another_seed_others() -> None:
@@ -274,7 +275,7 @@ def test_too_few_rows_and_chance_are_warned_of() -> None:
 
 
 def test_values_beyond_the_levels_are_counted() -> None:
-    levels = post_training.Levels(np.asarray([[0.5, 9], [1.5, 9]], np.float32), np.zeros(2), np.asarray([1.0, 0.0]))
+    levels = Levels(np.asarray([[0.5, 9], [1.5, 9]], np.float32), np.zeros(2), np.asarray([1.0, 0.0]))
     values = np.asarray([[0, 5], [2.5, 5], [3.5, 5], [-1.5, 5]], np.float32)
     assert post_training._count_outside(levels, values) == 2
 
@@ -303,7 +304,7 @@ def test_verify_compares_outputs_with_the_float_model_and_bits_with_the_ideal_on
     assert against_float.exact is None
     assert any("was quantized after training" in note for note in against_float.notes)
     assert not all(gate.passed for gate in against_float.gates(Gates(max_diff=1e-6)))
-    other = verify(NETWORKS["residual"]("M"), compiled, inputs=data)
+    other = verify(residual("M"), compiled, inputs=data)
     assert not all(gate.passed for gate in other.gates(Gates()))
 
 
@@ -356,7 +357,7 @@ def test_on_the_command_line(command: Command, tmp_path: Path) -> None:  # noqa:
     model = NETWORKS["residual"]()
     source, out, ideal, data = (tmp_path / name for name in ("in.onnx", "out.onnx", "ideal.onnx", "data.npz"))
     onnx.save(model, source)
-    np.savez(data, **samples(model))
+    np.savez(data, x=samples(model)["x"])
     options = ["--ptq", "w2a2", "--ptq-weights", "recon", "--calibration-data", data]
     done = command("convert", source, out, *options, "--json", "--resume", tmp_path / "work")
     assert (done.code, done.err) == (0, "")
