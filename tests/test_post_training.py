@@ -336,7 +336,7 @@ def test_infinities_that_the_network_makes_are_told_of() -> None:
 
 
 def test_a_float_model_without_data_is_refused() -> None:
-    with pytest.raises(UsageError, match="post-training quantization needs samples to calibrate on: give"):
+    with pytest.raises(UsageError, match="layers that are quantized after training need samples to calibrate on: give"):
         convert(NETWORKS["residual"](), Config(ptq="w1a1"))
 
 
