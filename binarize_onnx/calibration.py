@@ -64,7 +64,7 @@ def replayed(data: CalibrationData) -> CalibrationData:
 def feeds(model: onnx.ModelProto, data: CalibrationData, batch: int = BATCH) -> Iterator[Mapping[str, Array]]:
     """The data in batches that fit the model; what is all there is refused before the first.
 
-    Arrays are cut into batches of `batch` samples, or of as many as the model takes; those of a reader stay as they are.
+    Arrays are cut into batches of `batch` samples, or of as many as the model takes; a reader's stay as they are.
 
     Raises:
         ModelError: the data cannot be read, does not fit the model, or has no samples.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,16 @@ def test_compiled_is_ideal_and_a_layer_is_a_node(name: str, preset: str) -> None
     assert len(xnor_nodes(result.model)) == len(layers) + grouped // 2 * (int(preset[1]) - 1)
 
 
+@pytest.mark.parametrize("preset", ["w1a1", "w3a4"])
+def test_no_float_steps_stand_between_layers(preset: str) -> None:
+    """Sums of bases, shortcuts and Relu are in the layers, which write each other's bits."""
+    model = NETWORKS["residual"]()
+    result = convert(model, Config(ptq=preset, ptq_settings=FAST), calibration_data=samples(model))
+    ops = [node.op_type for node in result.model.graph.node]
+    assert ops.index("PackSign") < ops.index("XnorConv")
+    assert ops[ops.index("PackSign") + 1 :] == ["XnorConv"] * 5 + ["GlobalAveragePool", "Flatten", "Gemm"]
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_more_bits_come_closer_to_the_float_network(name: str) -> None:
     errors = [quantized(name, preset).outputs[0].error for preset in ("w1a1", "w2a4", "w4a6")]
@@ -83,7 +94,7 @@ def test_every_rung_of_methods_helps() -> None:
         Settings("recon", "means", "ls", compensate=False),
     )
     errors = [sum(row.error for row in quantized("residual", "w1a1", rung).layers) for rung in rungs]
-    assert errors == sorted(errors, reverse=True)
+    assert all(worse > better > 0.1 for worse, better in pairwise(errors))
 
 
 def test_a_layer_makes_up_for_its_shortcut() -> None:
@@ -174,7 +185,7 @@ class Stop(Exception):
     """What a test stops a calculation with."""
 
 
-@pytest.mark.parametrize("stop_at", range(1, 9))
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 6, 8, 9, 11, 13])
 def test_what_was_stopped_goes_on_with_the_same_result(
     stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,8 +212,8 @@ def test_what_was_stopped_goes_on_with_the_same_result(
     found = quantized("residual", "w2a2", resume=tmp_path / "work", progress=told.append)
     assert found.model.SerializeToString(deterministic=True) == whole.model.SerializeToString(deterministic=True)
     assert (found.layers, found.outputs, found.samples) == (whole.layers, whole.outputs, wanted.samples)
-    fresh = sum(words.startswith("layer") for words in told)
-    assert fresh == 5 - max(0, (stop_at - 4) // 3) or stop_at <= 6
+    finished = (stop_at - 1) // 3 - 1  # stages, of two batches and a mark each; layers are kept behind them
+    assert sum(words.startswith("layer") for words in told) == 5 - max(finished, 0)
 
 
 def test_a_finished_folder_is_read_again(tmp_path: Path) -> None:

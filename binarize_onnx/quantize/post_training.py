@@ -215,8 +215,7 @@ class _Error:
 
     def update(self, result: Arrays, reference: Arrays) -> None:
         """Add the tensors of a batch."""
-        pairs = [(np.moveaxis(t[name], self._axis, 0) for name in self._names) for t in (result, reference)]
-        found, total = (list(parts) for parts in pairs)
+        found, total = ([np.moveaxis(t[name], self._axis, 0) for name in self._names] for t in (result, reference))
         channels = len(total[0])
         self._sum, self._sum_of_squares = (np.resize(s, channels) for s in (self._sum, self._sum_of_squares))
         self._count += total[0].size // max(channels, 1)
