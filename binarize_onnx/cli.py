@@ -246,8 +246,8 @@ def counting(command: Command) -> Command:
         type=MODEL,
         metavar="FILE",
         help="Samples, as verify reads them: run IN on these and report for how many values each Sign gave 0, where "
-        "the graph does not show that it never does. What is converted depends on them only with --edges int8 and "
-        "--ptq, where they may also be a folder of images.",
+        "the graph does not show that it never does. Only --edges int8 and --ptq convert by what they show; for --ptq "
+        "they may also be a folder of images.",
     )(command)
 
 

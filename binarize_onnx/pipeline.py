@@ -208,7 +208,7 @@ def convert(
     source = io.read(model)
     if config.ptq is not None:
         return _convert_float(
-            source, config, _required(calibration_data, "post-training quantization"), resume, progress
+            source, config, _required(calibration_data, "layers that are quantized after training"), resume, progress
         )
     if config.edges == "int8":
         calibration_data = _required(calibration_data, "int8 edges")
@@ -256,10 +256,10 @@ def _convert(source: io.Source, config: Config, calibration_data: CalibrationDat
 
 
 def _required(data: CalibrationData | None, what: str) -> CalibrationData:
-    """The data that this needs, in a form that can be read for the zeros of signs as well."""
+    """The data that these need, in a form that can be read for the zeros of signs as well."""
     if data is None:
         raise UsageError(
-            f"{what} needs samples to calibrate on:", fix="give --calibration-data (`calibration_data` in Python)."
+            f"{what} need samples to calibrate on:", fix="give --calibration-data (`calibration_data` in Python)."
         )
     from binarize_onnx.calibration import replayed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,9 +34,10 @@ class FloatNet(Builder):
     def convolve(self, x: str, outputs: int, inputs: int, kernel: int = 3, **attributes: Any) -> str:
         group = attributes.get("group", 1)
         size = (kernel,) * attributes.pop("axes", 2)
+        bias = [self.constant(self.rng.normal(size=outputs))] if attributes.pop("bias", False) else []
         weights = self.weights(outputs, inputs // group, *size, fan=inputs // group * kernel ** len(size))
         attributes.setdefault("pads", [kernel // 2] * 2 * len(size))
-        return self.layer("Conv", x, weights, **attributes)
+        return self.layer("Conv", x, weights, *bias, **attributes)
 
     def normalize(self, x: str, channels: int) -> str:
         parameters = [1 + self.rng.normal(size=channels) / 5, *self.rng.normal(size=(2, channels)) / 5]
@@ -69,14 +71,14 @@ def residual(batch: int | str = "N") -> onnx.ModelProto:
 
 
 def plain_forms() -> onnx.ModelProto:
-    """Pools, groups, dilations, odd strides and pads, Clip(0, 6), bias as an addition, and a depthwise layer."""
+    """Pools, groups, dilations, odd strides and pads, Clip(0, 6), biases of both kinds, a depthwise layer."""
     net = FloatNet()
     x = net.node("MaxPool", net.block("x", 32, 3), kernel_shape=[2, 2], strides=[2, 2])
     x = net.node("Add", net.convolve(x, 32, 32, dilations=[2, 2], pads=[2, 2, 2, 2]), net.constant(np.ones((32, 1, 1))))
     x = net.node("Clip", x, net.constant(0.0), net.constant(6.0))
     x = net.node("Relu", net.convolve(x, 64, 32, group=2, strides=[1, 2], pads=[1, 0, 0, 1]))
     x = net.node("Relu", net.normalize(net.convolve(x, 64, 64, group=64), 64))
-    x = net.block(x, 40, 64, kernel=1)
+    x = net.block(x, 40, 64, kernel=1, bias=True)
     return net.model(net.classes(x, 40), {"x": ["N", 3, 16, 16]})
 
 
@@ -118,7 +120,9 @@ def products() -> onnx.ModelProto:
     return net.model(x, {"x": ["N", 6, 24], "y": ["N", 6, 24]})
 
 
-NETWORKS = {f.__name__: f for f in (residual, plain_forms, channels_last, one_dimension, products)}
+NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
+    f.__name__: f for f in (residual, plain_forms, channels_last, one_dimension, products)
+}
 
 
 def samples(model: onnx.ModelProto, count: int = SAMPLES, seed: int = 0) -> dict[str, Array]:

@@ -126,7 +126,7 @@ def test_python_m_is_the_command() -> None:
 
 # --- inspect and convert ------------------------------------------------------------------------------------------
 
-LAYER = {"name", "op", "status", "code", "reason", "macs", "gain", "float_us", "binary_us"}
+LAYER = {"name", "op", "status", "code", "reason", "macs", "gain", "float_us", "binary_us", "precision", "error"}
 SUMMARY = {"binary_layers", "float_layers", "binary_macs", "float_macs", "ops", "bytes_before", "bytes_after"}
 SUMMARY |= {"gain", "target"}
 

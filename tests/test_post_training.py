@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ import onnx
 import onnxruntime as ort
 import pytest
 from corpus import corpus_path, datasets
-from float_nets import NETWORKS, SAMPLES, FloatNet, samples
+from float_nets import NETWORKS, SAMPLES, FloatNet, residual, samples
 from test_cli import Command, command  # noqa: F401  # a fixture
 from test_property import assert_same_bits, run
 
 from binarize_onnx import Config, convert, opset, runtime
 from binarize_onnx.errors import ModelError, NothingMatched, UsageError
 from binarize_onnx.quantize import Precision, Settings, post_training, sites
+from binarize_onnx.quantize.activations import Levels
 from binarize_onnx.quantize.post_training import Quantized
 from binarize_onnx.quantize.stream import Spool
 from binarize_onnx.verify import Gates, verify
@@ -67,6 +69,16 @@ def test_compiled_is_ideal_and_a_layer_is_a_node(name: str, preset: str) -> None
     assert len(xnor_nodes(result.model)) == len(layers) + grouped // 2 * (int(preset[1]) - 1)
 
 
+@pytest.mark.parametrize("preset", ["w1a1", "w3a4"])
+def test_no_float_steps_stand_between_layers(preset: str) -> None:
+    """Sums of bases, shortcuts and Relu are in the layers, which write each other's bits."""
+    model = NETWORKS["residual"]()
+    result = convert(model, Config(ptq=preset, ptq_settings=FAST), calibration_data=samples(model))
+    ops = [node.op_type for node in result.model.graph.node]
+    assert ops.index("PackSign") < ops.index("XnorConv")
+    assert ops[ops.index("PackSign") + 1 :] == ["XnorConv"] * 5 + ["GlobalAveragePool", "Flatten", "Gemm"]
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_more_bits_come_closer_to_the_float_network(name: str) -> None:
     errors = [quantized(name, preset).outputs[0].error for preset in ("w1a1", "w2a4", "w4a6")]
@@ -82,7 +94,7 @@ def test_every_rung_of_methods_helps() -> None:
         Settings("recon", "means", "ls", compensate=False),
     )
     errors = [sum(row.error for row in quantized("residual", "w1a1", rung).layers) for rung in rungs]
-    assert errors == sorted(errors, reverse=True)
+    assert all(worse > better > 0.1 for worse, better in pairwise(errors))
 
 
 def test_a_layer_makes_up_for_its_shortcut() -> None:
@@ -132,7 +144,7 @@ def test_batches_and_fixed_batch_sizes_make_no_difference(monkeypatch: pytest.Mo
     whole = quantized("residual", "w2a3")
     monkeypatch.setattr(post_training, "MOST_SAMPLES", 5)
     parts = quantized("residual", "w2a3")
-    fixed = NETWORKS["residual"](1)
+    fixed = residual(1)
     network = sites.find(fixed)
     plan, _ = network.choose(Precision(2, 3))
     single = post_training.quantize(network, samples(NETWORKS["residual"]()), plan, FAST)
@@ -158,7 +170,7 @@ def test_a_reader_gives_what_arrays_do() -> None:
     by_reader = convert(model, config, calibration_data=Reader(samples(model))).report
     by_array = convert(model, config, calibration_data=samples(model)).report
     errors = [[layer.error for layer in report.layers if layer.precision] for report in (by_reader, by_array)]
-    np.testing.assert_allclose(*errors, rtol=0.05)
+    np.testing.assert_allclose(np.asarray(errors[0], float), np.asarray(errors[1], float), rtol=0.05)
 
 
 def test_the_same_call_gives_the_same_bytes_and_another_seed_others() -> None:
@@ -173,7 +185,7 @@ class Stop(Exception):
     """What a test stops a calculation with."""
 
 
-@pytest.mark.parametrize("stop_at", range(1, 9))
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 6, 8, 9, 11, 13])
 def test_what_was_stopped_goes_on_with_the_same_result(
     stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,8 +212,8 @@ def test_what_was_stopped_goes_on_with_the_same_result(
     found = quantized("residual", "w2a2", resume=tmp_path / "work", progress=told.append)
     assert found.model.SerializeToString(deterministic=True) == whole.model.SerializeToString(deterministic=True)
     assert (found.layers, found.outputs, found.samples) == (whole.layers, whole.outputs, wanted.samples)
-    fresh = sum(words.startswith("layer") for words in told)
-    assert fresh == 5 - max(0, (stop_at - 4) // 3) or stop_at <= 6
+    finished = (stop_at - 1) // 3 - 1  # stages, of two batches and a mark each; layers are kept behind them
+    assert sum(words.startswith("layer") for words in told) == 5 - max(finished, 0)
 
 
 def test_a_finished_folder_is_read_again(tmp_path: Path) -> None:
@@ -274,7 +286,7 @@ def test_too_few_rows_and_chance_are_warned_of() -> None:
 
 
 def test_values_beyond_the_levels_are_counted() -> None:
-    levels = post_training.Levels(np.asarray([[0.5, 9], [1.5, 9]], np.float32), np.zeros(2), np.asarray([1.0, 0.0]))
+    levels = Levels(np.asarray([[0.5, 9], [1.5, 9]], np.float32), np.zeros(2), np.asarray([1.0, 0.0]))
     values = np.asarray([[0, 5], [2.5, 5], [3.5, 5], [-1.5, 5]], np.float32)
     assert post_training._count_outside(levels, values) == 2
 
@@ -303,7 +315,7 @@ def test_verify_compares_outputs_with_the_float_model_and_bits_with_the_ideal_on
     assert against_float.exact is None
     assert any("was quantized after training" in note for note in against_float.notes)
     assert not all(gate.passed for gate in against_float.gates(Gates(max_diff=1e-6)))
-    other = verify(NETWORKS["residual"]("M"), compiled, inputs=data)
+    other = verify(residual("M"), compiled, inputs=data)
     assert not all(gate.passed for gate in other.gates(Gates()))
 
 
@@ -335,7 +347,7 @@ def test_infinities_that_the_network_makes_are_told_of() -> None:
 
 
 def test_a_float_model_without_data_is_refused() -> None:
-    with pytest.raises(UsageError, match="post-training quantization needs samples to calibrate on: give"):
+    with pytest.raises(UsageError, match="layers that are quantized after training need samples to calibrate on: give"):
         convert(NETWORKS["residual"](), Config(ptq="w1a1"))
 
 
@@ -356,7 +368,7 @@ def test_on_the_command_line(command: Command, tmp_path: Path) -> None:  # noqa:
     model = NETWORKS["residual"]()
     source, out, ideal, data = (tmp_path / name for name in ("in.onnx", "out.onnx", "ideal.onnx", "data.npz"))
     onnx.save(model, source)
-    np.savez(data, **samples(model))
+    np.savez(data, x=samples(model)["x"])
     options = ["--ptq", "w2a2", "--ptq-weights", "recon", "--calibration-data", data]
     done = command("convert", source, out, *options, "--json", "--resume", tmp_path / "work")
     assert (done.code, done.err) == (0, "")

@@ -226,12 +226,22 @@ def _position_after(step: gs.Node, position: int) -> int | None:
     return position if position <= len(ORDER) else None
 
 
-def _adds_a_term(step: gs.Node, x: gs.Tensor, context: Context) -> bool:
-    """Whether a step adds another layer to x, scaled or not, as a node of several terms does."""
-    if step.op != "Add" or step.domain:
-        return False
-    term = step.inputs[1] if step.inputs[0] is x else step.inputs[0]
-    maker = producer(term)
+def _adds_terms(step: gs.Node, context: Context) -> bool:
+    """Whether a step is an addition in a sum of binary layers, scaled or not, as one node computes it."""
+    while step.op == "Add" and not step.domain:
+        rest = [t for t in step.inputs if not _is_term(t, context)]
+        if len(rest) != 1:
+            return not rest
+        maker = producer(rest[0])
+        if maker is None:
+            return False
+        step = maker  # one more term, and the sum of those in front of it
+    return False
+
+
+def _is_term(tensor: gs.Tensor, context: Context) -> bool:
+    """Whether a binary layer writes the tensor, or a factor behind one."""
+    maker = producer(tensor)
     if maker is not None and maker.op == "Mul" and not maker.domain:
         operands = split_operands(maker)
         maker = None if operands is None else producer(operands[0])
@@ -246,8 +256,8 @@ def _behind_layers(context: Context) -> set[str]:
         tensor, position = forward.pop()
         for consumer in context.readers(tensor):
             after = None
-            if _adds_a_term(consumer, tensor, context):
-                after = position if position <= AFTER_SCALE else None
+            if _adds_terms(consumer, context):
+                after = AFTER_SCALE
             elif consumer.op in STEPS:
                 after = _position_after(consumer, position)
             if after is not None and consumer.outputs[0].name not in found:

@@ -215,14 +215,16 @@ class _Error:
 
     def update(self, result: Arrays, reference: Arrays) -> None:
         """Add the tensors of a batch."""
-        found, total = (sum(t[name].astype(np.float64) for name in self._names) for t in (result, reference))
-        distance = np.asarray(found - total)
-        wanted = np.moveaxis(np.asarray(total), self._axis, -1)
-        wanted = wanted.reshape(-1, wanted.shape[-1])
-        self._squares += float(np.vdot(distance, distance))
-        self._count += len(wanted)
-        self._sum = self._sum + wanted.sum(axis=0)
-        self._sum_of_squares = self._sum_of_squares + np.square(wanted).sum(axis=0)
+        found, total = ([np.moveaxis(t[name], self._axis, 0) for name in self._names] for t in (result, reference))
+        channels = len(total[0])
+        self._sum, self._sum_of_squares = (np.resize(s, channels) for s in (self._sum, self._sum_of_squares))
+        self._count += total[0].size // max(channels, 1)
+        for channel in range(channels):  # one by one: in float64 they would be the largest tensors of all
+            wanted = np.sum([part[channel] for part in total], axis=0, dtype=np.float64).reshape(-1)
+            distance = np.sum([part[channel] for part in found], axis=0, dtype=np.float64).reshape(-1) - wanted
+            self._squares += float(distance @ distance)
+            self._sum[channel] += wanted.sum()
+            self._sum_of_squares[channel] += wanted @ wanted
 
     @property
     def share(self) -> float:
@@ -328,6 +330,7 @@ class _Calibration:
                 error.update(result, reference)
             kept = {FLOAT + name: reference[name] for name in live}
             after.write(batch, kept | {QUANTIZED + name: result[name] for name in own})
+            del kept, reference, result  # before the next batch is read
         self._errors += [] if error is None else [error.share]
         after.finish({"batches": self._batches, "samples": self._samples, "errors": self._errors})
         before.remove()
@@ -355,8 +358,11 @@ class _Calibration:
             if k > 1:
                 x = (result if site.input in cuts.touched else reference)[site.input]
                 result[level] = fit.levels.reached(x, input_axis(site)).astype(np.float32)
+            del given
             reference |= floats.run(reference)
-            yield batch, reference, result | owns.run({**reference, **result})
+            result |= owns.run({**reference, **result})
+            yield batch, reference, result
+            del reference, result  # before the next batch is read
 
     # --- One layer -----------------------------------------------------------------------------------------------
 
@@ -393,14 +399,15 @@ class _Calibration:
         moments = [Moments(site.length, site.outputs // site.group) for _ in range(site.group)]
         for batch in range(self._batches):
             given = spool.read(batch, [x, z, *([FLOAT + other, QUANTIZED + other] if other else [])])
-            target = given[z].astype(np.float64)
+            target = given[z]
             if other:
-                target += given[FLOAT + other].astype(np.float64) - given[QUANTIZED + other]
+                target = target + (given[FLOAT + other] - given[QUANTIZED + other])
             h = levels.reached(given[x], input_axis(site))
             outside += _count_outside(levels, np.moveaxis(given[x], input_axis(site), -1))
             values += given[x].size
             for group, rows, answers in patches.of(batch, h, target):
                 moments[group].update(rows, answers)
+            del given, target, h, rows, answers  # before the next batch is read
         bases = fitted(site, levels, moments, precision, settings)
         return _Fit(levels, bases, moments[0].count, outside / max(values, 1))
 
