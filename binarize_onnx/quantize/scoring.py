@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import log10, sqrt
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,6 @@ from binarize_onnx.verify.graphs import caller_inputs
 from binarize_onnx.verify.session import Runner
 
 Metric = Literal["accuracy", "agreement", "psnr", "error"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
 PROBABLE = 1e-3  # rows of probabilities sum to 1 up to this
 
 Floats = npt.NDArray[np.float64]
