@@ -403,7 +403,7 @@ def main() -> None:
       binarize-onnx convert net.onnx net.bin.onnx     convert it
       binarize-onnx verify  net.onnx net.bin.onnx     compare the two
       binarize-onnx bench   net.onnx net.bin.onnx     time the two, layer by layer
-      binarize-onnx sensitivity net.onnx              which layers of a float model lose most when quantized
+      binarize-onnx sensitivity net.onnx              which layers of a float model lose most as bits
       binarize-onnx doctor  net.bin.onnx              whether it runs right and fast on this machine
       binarize-onnx reduce  net.onnx small.onnx       the smallest part that fails, for a bug report
       binarize-onnx demo                              all of this on a small network in the package
