@@ -1,9 +1,10 @@
-"""Samples that a conversion may look at: arrays, a file of them, or an onnxruntime CalibrationDataReader."""
+"""Samples that a conversion may look at: arrays, a file of them, images, or an onnxruntime CalibrationDataReader."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -11,8 +12,9 @@ import numpy as np
 import onnx
 
 from binarize_onnx.errors import ModelError, UsageError
+from binarize_onnx.images import ImageFolder, Images
 from binarize_onnx.passes.base import Array
-from binarize_onnx.verify.data import batches, load_data, require_fitting, split_labels
+from binarize_onnx.verify.data import Rows, batches, load_data, require_fitting, split_labels
 
 BATCH = 4  # samples in memory at a time, with the inner tensors that are looked at
 
@@ -24,7 +26,8 @@ class CalibrationDataReader(Protocol):
         """The next batch, by input name."""
 
 
-CalibrationData = str | os.PathLike[str] | Mapping[str, Array] | CalibrationDataReader
+Samples = Mapping[str, Rows]  # by input name
+CalibrationData = str | os.PathLike[str] | Samples | ImageFolder | CalibrationDataReader
 
 
 class Replayed:
@@ -54,29 +57,68 @@ class Replayed:
 
 def replayed(data: CalibrationData) -> CalibrationData:
     """The data in a form that `feeds` can go through more than once."""
-    readable_once = not isinstance(data, (str, os.PathLike, Mapping)) and callable(getattr(data, "get_next", None))
-    return Replayed(data) if readable_once else data  # type: ignore[arg-type]  # the line above is not seen through
+    kept = isinstance(data, (str, os.PathLike, Mapping, ImageFolder)) or not callable(getattr(data, "get_next", None))
+    return data if kept else Replayed(data)  # type: ignore[arg-type]  # the line above is not seen through
 
 
-def feeds(model: onnx.ModelProto, data: CalibrationData) -> Iterator[Mapping[str, Array]]:
+def feeds(model: onnx.ModelProto, data: CalibrationData, batch: int = BATCH) -> Iterator[Mapping[str, Array]]:
     """The data in batches that fit the model; what is all there is refused before the first.
+
+    Arrays are cut into batches of `batch` samples, or of as many as the model takes; a reader's stay as they are.
 
     Raises:
         ModelError: the data cannot be read, does not fit the model, or has no samples.
         UsageError: the data is none of these things.
     """
-    if isinstance(data, (str, os.PathLike)):
-        data = split_labels(load_data(Path(data)), model)[0]
-    if isinstance(data, Mapping):
-        inputs = {name: np.asarray(values) for name, values in data.items()}
+    inputs = samples_of(data, model)
+    if inputs is not None:
         require_fitting(model, inputs)
-        return iter([feed for feed, _ in batches(model, inputs, BATCH)])  # views: nothing is copied
+        found = batches(model, inputs, batch)  # views: nothing is copied
+        first = next(found)
+        return _finite(feed for feed, _ in chain([first], found))
     if not callable(getattr(data, "get_next", None)):
         raise UsageError(
             f"the calibration data is a {type(data).__name__};",
             fix="give arrays by input name, a file of them, or an onnxruntime CalibrationDataReader.",
         )
-    return _read(model, data)
+    return _finite(_read(model, data))  # type: ignore[arg-type]  # the line above is not seen through
+
+
+def samples_of(data: CalibrationData, model: onnx.ModelProto) -> Samples | None:
+    """The samples, not yet checked against the model; None for a reader, or for what is no data at all."""
+    if isinstance(data, (str, os.PathLike, ImageFolder)):
+        return load_samples(data, model)[0]
+    if isinstance(data, Mapping):
+        return {name: values if isinstance(values, Images) else np.asarray(values) for name, values in data.items()}
+    return None
+
+
+def load_samples(data: str | os.PathLike[str] | ImageFolder, model: onnx.ModelProto) -> tuple[Samples, Array | None]:
+    """The samples of a file or of a folder of images, and their labels where it has any.
+
+    Raises:
+        ModelError: it cannot be read, or does not fill the model's inputs.
+    """
+    if not isinstance(data, ImageFolder) and Path(data).is_dir():
+        data = ImageFolder(data)
+    if isinstance(data, ImageFolder):
+        return data.samples(model), data.labels
+    return split_labels(load_data(Path(data)), model)
+
+
+def _finite(feeds: Iterable[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
+    """The batches; what is no finite number makes statistics of everything, and is refused."""
+    seen = 0
+    for feed in feeds:
+        for name, values in feed.items():
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                odd = int(np.argwhere(~np.isfinite(values))[0][0]) if values.ndim else 0
+                raise ModelError(
+                    f"input `{name}` is NaN or infinite in sample {seen + odd}.",
+                    fix="Take such samples out of the data.",
+                )
+        yield feed
+        seen += max((values.shape[0] for values in feed.values() if values.ndim), default=1)
 
 
 def _read(model: onnx.ModelProto, reader: CalibrationDataReader) -> Iterator[Mapping[str, Array]]:

@@ -14,16 +14,21 @@ from decimal import Decimal
 from importlib.metadata import PackageNotFoundError, version
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from binarize_onnx.errors import BinarizeError, ModelError, UsageError, one_line
 from binarize_onnx.gain import REFERENCE, TARGETS
+from binarize_onnx.quantize.plan import Correction, Settings, ThresholdMethod, WeightMethod
 from binarize_onnx.report import printable
 
 if TYPE_CHECKING:  # the packages behind these take longer to import than --help may take
+    from binarize_onnx.calibration import CalibrationData
     from binarize_onnx.pipeline import Config
+    from binarize_onnx.quantize.scoring import Metric
+
+AUTO = "auto"  # the --ptq that searches
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -239,10 +244,153 @@ def counting(command: Command) -> Command:
     return click.option(
         "--calibration-data",
         type=MODEL,
-        metavar="FILE.npz",
+        metavar="FILE",
         help="Samples, as verify reads them: run IN on these and report for how many values each Sign gave 0, where "
-        "the graph does not show that it never does. What is converted depends on them with --edges int8 alone.",
+        "the graph does not show that it never does. Only --edges int8 and --ptq convert by what they show; for --ptq "
+        "they may also be a folder of images.",
     )(command)
+
+
+def quantizing(command: Command) -> Command:
+    """Options of quantization after training."""
+    for option in (
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Of --ptq: what is drawn at random.",
+        ),
+        click.option(
+            "--resume",
+            type=MODEL,
+            metavar="FOLDER",
+            help="Keep the work of --ptq in a folder: the same call goes on from there, with the same result.",
+        ),
+        click.option(
+            "--ptq-correction",
+            type=click.Choice(get_args(Correction)),
+            default=Settings.correction,
+            show_default=True,
+            help="Scales and shifts behind the layers: as the method has them, or fitted by least squares.",
+        ),
+        click.option(
+            "--ptq-thresholds",
+            type=click.Choice(get_args(ThresholdMethod)),
+            default=Settings.thresholds,
+            show_default=True,
+            help="Where activations are cut: from zero in equal steps, or by the means of clusters.",
+        ),
+        click.option(
+            "--ptq-weights",
+            type=click.Choice(get_args(WeightMethod)),
+            default=Settings.weights,
+            show_default=True,
+            help="How binary weights are found, from the plainest to the best.",
+        ),
+        click.option(
+            "--ptq",
+            metavar="PRESET",
+            help="Quantize a float model, after its training, on --calibration-data (labels are not needed): w1a1, "
+            "w1a2, w1a4, w2a2, w2a4, w2a6, w3a6, or any other number of weight bases (up to 4) and activation bits (up "
+            "to 6). First and last layers stay float. Accuracy is lost: the report says how far each layer's output "
+            "moves. auto: what is fastest within --max-drop, or best within --target-speedup or --target-ops, layer by "
+            "layer.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def numbers(value: str) -> tuple[float, ...]:
+    """`0.5`, or `0.485,0.456,0.406`."""
+    try:
+        return tuple(float(number) for number in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of numbers: write 0.5 or 0.485,0.456,0.406") from None
+
+
+def imaging(command: Command) -> Command:
+    """Options of the commands that read folders of images."""
+    for option in (
+        click.option(
+            "--image-std",
+            type=numbers,
+            default="1",
+            metavar="NUMBERS",
+            help="Of images in a folder: by what to divide, one number or one a channel.  [default: 1]",
+        ),
+        click.option(
+            "--image-mean",
+            type=numbers,
+            default="0",
+            metavar="NUMBERS",
+            help="Of images in a folder: what to subtract from pixels of 0 to 1 first.  [default: 0]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def judging(command: Command) -> Command:
+    """Options of the commands that judge what quantization loses."""
+    for option in (
+        click.option(
+            "--exclude-list",
+            type=MODEL,
+            metavar="FILE",
+            help="Leave the layers float that a file names: one --nodes-to-exclude a line.",
+        ),
+        click.option(
+            "--metric",
+            type=click.Choice(["accuracy", "agreement", "psnr", "error"]),
+            help="Demand one: accuracy (class numbers), agreement with the float model's classes (no labels), psnr "
+            "(targets of the output's shape) or error.  [default: what the samples allow]",
+        ),
+        click.option(
+            "--selection-data",
+            type=MODEL,
+            metavar="FILE",
+            help="Samples to judge on.  [default: --calibration-data is divided by chance]",
+        ),
+        click.option(
+            "--labels",
+            type=MODEL,
+            metavar="FILE",
+            help="Class numbers, or targets, of the samples to judge on, .npz or .npy.  [default: those in the data]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def searching(command: Command) -> Command:
+    """Options of `--ptq auto`."""
+    for option in (
+        click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Of timed models."),
+        click.option("--front-svg", type=MODEL, metavar="FILE", help="Draw the networks of --ptq auto: time and loss."),
+        click.option(
+            "--allow-int8", is_flag=True, help="Where int8 is better than binary weights: write the model in int8."
+        ),
+        click.option(
+            "--target-ops", type=share, metavar="SHARE", help="Of --ptq auto: operations, as a share of the float ones."
+        ),
+        click.option(
+            "--target-speedup",
+            type=Finite(min=0, min_open=True),
+            metavar="TIMES",
+            help="Of --ptq auto: how many times faster than the float model in onnxruntime.",
+        ),
+        click.option(
+            "--max-drop",
+            type=Finite(min=0),
+            metavar="POINTS",
+            help="Of --ptq auto: percentage points of accuracy that may be lost, or of agreement with the float model "
+            "without labels, or dB of PSNR; the one-sided 95 % bound counts.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})
@@ -255,6 +403,7 @@ def main() -> None:
       binarize-onnx convert net.onnx net.bin.onnx     convert it
       binarize-onnx verify  net.onnx net.bin.onnx     compare the two
       binarize-onnx bench   net.onnx net.bin.onnx     time the two, layer by layer
+      binarize-onnx sensitivity net.onnx              which layers of a float model lose most as bits
       binarize-onnx doctor  net.bin.onnx              whether it runs right and fast on this machine
       binarize-onnx reduce  net.onnx small.onnx       the smallest part that fails, for a bug report
       binarize-onnx demo                              all of this on a small network in the package
@@ -328,6 +477,10 @@ def inspect(
     help="int8: quantize the layers that stay float, by onnxruntime's static quantization on --calibration-data. "
     "Faster, but the outputs are no longer those of IN: the report says how far they move. Binary layers stay exact.",
 )
+@quantizing
+@searching
+@judging
+@imaging
 @click.option("--allow-unchanged", is_flag=True, help="If no layer is binary, write IN as it is and exit with 0.")
 @click.option("--use-external-data-format", is_flag=True, help="Store large tensors in a file beside OUT.")
 @click.option("--dry-run", is_flag=True, help="Report and check the gates, but write no file at all.")
@@ -365,6 +518,24 @@ def convert(
     min_binary_macs: float | None,
     max_size: int | None,
     max_sign_zeros: float | None,
+    ptq_weights: WeightMethod,
+    ptq_thresholds: ThresholdMethod,
+    ptq_correction: Correction,
+    seed: int,
+    resume: Path | None,
+    ptq: str | None,
+    exclude_list: Path | None,
+    image_mean: tuple[float, ...],
+    image_std: tuple[float, ...],
+    labels: Path | None,
+    selection_data: Path | None,
+    metric: Metric | None,
+    max_drop: float | None,
+    target_speedup: float | None,
+    target_ops: float | None,
+    allow_int8: bool,
+    front_svg: Path | None,
+    threads: int,
     **choices: Any,
 ) -> None:
     """Convert the layers of IN that are binary already, exactly, and write OUT.
@@ -372,17 +543,25 @@ def convert(
     A layer is binary if its input comes from a sign and its weights have one magnitude in each output channel. It then
     runs on bits, together with the scales, normalizations and activations around it. Everything else stays as it is,
     and so does a binary layer that bits would make clearly slower (--slow-layers). A float network has no such layers:
-    it must be trained with binary weights and activations first (exit 4).
+    it must be trained with binary weights and activations first (exit 4), or is quantized here, with --ptq: its inner
+    layers are fitted, one after the other, to what the float network computes on samples.
 
     OUT appears whole or not at all, and is the same, byte for byte, for the same IN, options and version; with
-    --edges int8 also for the same data, onnxruntime and processor.
+    --edges int8 or --ptq also for the same data, onnxruntime and processor.
 
-    If a gate (--min-binary-macs, --max-size, --max-sign-zeros) fails, OUT is not written, reports are, and the exit
-    code is 1.
+    --ptq auto gives each layer float32, int8 or a precision of its own. Layers are fitted to some of the samples, and
+    networks judged on others (--selection-data), which must not be those of a last test. All networks that it made are
+    timed on this machine, beside the float model and the model in int8; what int8 beats in both time and accuracy is
+    not chosen (exit 4, or --allow-int8). If none meets the budget, the nearest is reported, and the exit code is 1.
+
+    If a gate (--min-binary-macs, --max-size, --max-sign-zeros, or the budget of --ptq auto) fails, OUT is not written,
+    reports are, and the exit code is 1.
 
     \b
     Example:
       binarize-onnx convert net.onnx net.bin.onnx --nodes-to-exclude 'stem/.*' --report report.json
+      binarize-onnx convert float.onnx net.bin.onnx --ptq w2a4 --calibration-data images.npz
+      binarize-onnx convert float.onnx net.bin.onnx --ptq auto --max-drop 1 --calibration-data labelled.npz
     """
     from binarize_onnx import gates, io, pipeline, summary
 
@@ -393,18 +572,130 @@ def convert(
     _different(out, read=[calibration_data])
     if max_sign_zeros is not None and calibration_data is None:
         raise UsageError("--max-sign-zeros needs samples to count on:", fix="give --calibration-data.")
-    result = pipeline.convert(str(model), _config(**choices), calibration_data=calibration_data)
+    settings = Settings(ptq_weights, ptq_thresholds, ptq_correction, seed=seed)
+    choices["nodes_to_exclude"] += _exclude_list(exclude_list)
+    budget = {"max_drop": max_drop, "target_speedup": target_speedup, "target_ops": target_ops}
+    instead = {"int8": allow_int8, "unchanged": bool(choices["allow_unchanged"])}
+    data = _samples(calibration_data, image_mean, image_std)
+    if ptq == AUTO:
+        from binarize_onnx.quantize import auto
+
+        _different(front_svg, out, report, read=[model, calibration_data, labels, selection_data])
+        searched = auto.convert_file(
+            model,
+            _config(**choices, ptq_settings=settings),
+            data,
+            labels,
+            _samples(selection_data, image_mean, image_std),
+            budget,
+            metric=metric,
+            threads=threads,
+            seed=seed,
+            progress=_progress(),
+        )
+        _write({front_svg: searched.found.svg().encode()})
+        result = searched.result
+    else:
+        _only_with_auto(**budget, allow_int8=allow_int8, front_svg=front_svg, selection_data=selection_data)
+        searched = None
+        result = pipeline.convert(
+            str(model),
+            _config(**choices, ptq=ptq, ptq_settings=settings),
+            calibration_data=data,
+            resume=resume,
+            progress=_progress(),
+        )
     found = result.report
     checked = found.gates(min_binary_macs=min_binary_macs, max_size=max_size, max_sign_zeros=max_sign_zeros)
-    title, printed = f"convert {model.name}", _json({**found.to_json(), "gates": [gate.to_json() for gate in checked]})
+    checked += searched.found.gates if searched else []
+    said = {**found.to_json(), **({"search": searched.found.to_json()} if searched else {})}
+    title, printed = f"convert {model.name}", _json({**said, "gates": [gate.to_json() for gate in checked]})
     files = {report: _line(printed), junit: summary.junit(title, checked, summary.of_conversion(found))}
     with _writing({} if dry_run else files):
-        if not dry_run and all(gate.passed for gate in checked):
+        if not dry_run and all(gate.passed for gate in checked) and (not searched or searched.writes(**instead)):
             io.save(result.model, out, external_data=use_external_data_format)
     if as_markdown:
         printed = summary.markdown(title, checked, found.totals(), found.rows(), found.sign_rows())
-    click.echo(printed if as_json or as_markdown else found.table())
+    table = f"{found.table()}\n\n{searched.found.table()}" if searched else found.table()
+    click.echo(printed if as_json or as_markdown else table)
     gates.require(checked)
+    if searched:
+        searched.require(**instead)
+
+
+@main.command(short_help="Which layers of a float model lose most when quantized.")
+@click.argument("model", metavar="IN", type=MODEL)
+@click.option(
+    "--calibration-data", type=MODEL, metavar="FILE", required=True, help="Samples: a file, or a folder of images."
+)
+@click.option("--precision", default="w2a4", show_default=True, help="Of every layer, one at a time.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the division of the data.")
+@click.option(
+    "--write-exclude-list",
+    type=MODEL,
+    metavar="FILE",
+    help="Write the layers that lose more than --max-loss, for --exclude-list of convert.",
+)
+@click.option(
+    "--max-loss",
+    type=Finite(min=0),
+    default=1.0,
+    show_default=True,
+    help="Points or dB lost by one layer; nats of divergence where nothing measures that.",
+)
+@judging
+@imaging
+@choosing
+@reporting
+def sensitivity(
+    model: Path,
+    calibration_data: Path,
+    precision: str,
+    seed: int,
+    write_exclude_list: Path | None,
+    max_loss: float,
+    exclude_list: Path | None,
+    labels: Path | None,
+    selection_data: Path | None,
+    metric: Metric | None,
+    image_mean: tuple[float, ...],
+    image_std: tuple[float, ...],
+    as_json: bool,
+    report: Path | None,
+    log_level: str,
+    **choices: Any,
+) -> None:
+    """Quantize the layers of the float model IN one at a time, and rank them by what that costs, the worst first.
+
+    Layers are fitted to some of the samples, and the network is judged on others. It loses accuracy where the samples
+    have labels, PSNR where these are images, agreement with the float model otherwise; and everywhere it is said how
+    far the probabilities of the classes move (Kullback and Leibler's divergence, in nats).
+
+    Nothing is converted. What several layers lose together is more than the sum, often: see convert --ptq auto.
+
+    \b
+    Example:
+      binarize-onnx sensitivity net.onnx --calibration-data labelled.npz --write-exclude-list fragile.txt
+      binarize-onnx convert net.onnx net.bin.onnx --ptq w2a4 --calibration-data labelled.npz --exclude-list fragile.txt
+    """
+    from binarize_onnx import io
+    from binarize_onnx.quantize import auto
+    from binarize_onnx.quantize import sensitivity as ranking
+    from binarize_onnx.quantize.precision import Precision
+
+    _log_to_stderr(log_level)
+    read = [model, calibration_data, labels, selection_data, exclude_list]
+    _different(report, write_exclude_list, read=read)
+    choices["nodes_to_exclude"] += _exclude_list(exclude_list)
+    source, config, wanted = io.read(str(model)), _config(**choices), Precision.parse(precision)
+    data, others = (_samples(path, image_mean, image_std) for path in (calibration_data, selection_data))
+    assert data is not None
+    fitted, judged = auto.samples(source, config, data, labels, others, seed=seed)
+    found = auto.rank(source, config, fitted, judged, wanted, metric=metric, progress=_progress())
+    fragile = ranking.exclude_list(found.rows, max_loss)
+    printed = _json({**found.to_json(), "excluded": fragile})
+    _write({report: _line(printed), write_exclude_list: ranking.exclude_text(fragile).encode()})
+    click.echo(printed if as_json else found.table())
 
 
 @main.command(short_help="Compare a converted model with its source.")
@@ -694,9 +985,43 @@ def _config(input_shapes: tuple[tuple[str, Any], ...], map_ops: tuple[tuple[str,
     return Config(input_shapes=dict(input_shapes), map_ops=dict(map_ops), **choices)
 
 
+def _samples(path: Path | None, mean: tuple[float, ...], std: tuple[float, ...]) -> CalibrationData | None:
+    """What a file or a folder of images holds."""
+    if path is None or not path.is_dir():
+        return None if path is None else str(path)
+    from binarize_onnx.images import ImageFolder
+
+    return ImageFolder(path, mean, std)
+
+
+def _exclude_list(path: Path | None) -> tuple[str, ...]:
+    """The regular expressions of a file, one a line; comments are behind a #."""
+    if path is None:
+        return ()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"cannot be read: {one_line(error)}.", where=str(path)) from None
+    return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+
+
+def _only_with_auto(**given: Any) -> None:
+    """Refuse options that only a search looks at."""
+    for name, value in given.items():
+        if value is not None and value is not False:
+            raise UsageError(f"--{name.replace('_', '-')} is for --ptq auto.")
+
+
 def _log_to_stderr(level: str) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("binarize_onnx").setLevel(level.upper())
+
+
+def _progress() -> Callable[[str], None] | None:
+    """Says on stderr what is being done, if somebody looks."""
+    if not sys.stderr.isatty():
+        return None
+    return lambda words: click.echo(printable(words), err=True)
 
 
 def _json(found: dict[str, Any]) -> str:

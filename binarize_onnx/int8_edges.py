@@ -46,12 +46,15 @@ INTEGER_OUTPUTS = ("Conv",)  # the others' sums go straight to float32: onnxrunt
 Quantize = Callable[..., None]
 
 
-def quantize(model: onnx.ModelProto, data: CalibrationData) -> tuple[onnx.ModelProto, list[str], list[EdgeEffect]]:
+def quantize(
+    model: onnx.ModelProto, data: CalibrationData, *, float_layers: Collection[str] = ()
+) -> tuple[onnx.ModelProto, list[str], list[EdgeEffect]]:
     """The compiled model with int8 edges.
 
     Args:
         model: what `convert` makes without them.
         data: samples to take the ranges of activations from.
+        float_layers: names of layers that stay float all the same.
 
     Returns:
         The model, the names of the layers that are int8 in it, and what that does to each output: against the model
@@ -62,19 +65,19 @@ def quantize(model: onnx.ModelProto, data: CalibrationData) -> tuple[onnx.ModelP
         UsageError: the data is no such thing.
         RuntimeUnavailable: onnxruntime, or its quantization, cannot be imported.
     """
-    quantize_static, settings = _quantization()
+    quantize_static, settings = quantization()
     samples = list(feeds(model, data))
     shell = _shell(model)
-    if not _layers(shell):
+    if not _layers(shell, float_layers):
         return model, [], []
     cut = _Cut(model, [given.name for given in shell.graph.input], samples)
     _declare(shell, cut.first)
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         shell = _folded(shell, source)
         unstride(shell.graph, _sizes(model))
-        layers = [node.name for node in _layers(shell)]
-        results, activations = _results(shell)
+        layers = [node.name for node in _layers(shell, float_layers)]
+        results, activations = _results(shell, float_layers)
         _keep(shell, results)
         onnx.save(shell, source)
         before = {name for node in shell.graph.node for name in node.output}
@@ -99,7 +102,7 @@ def recorded(model: onnx.ModelProto) -> list[str]:
     return [name for name in names if isinstance(name, str) and name in written] if isinstance(names, list) else []
 
 
-def _quantization() -> tuple[Quantize, dict[str, Any]]:
+def quantization() -> tuple[Quantize, dict[str, Any]]:
     """onnxruntime's function and how it is called."""
     try:
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -208,17 +211,20 @@ def _sizes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
     }
 
 
-def _layers(shell: onnx.ModelProto) -> list[NodeProto]:
-    """The nodes to quantize: their weights are float32 constants."""
+def _layers(shell: onnx.ModelProto, kept: Collection[str]) -> list[NodeProto]:
+    """The nodes to quantize, which are those with float32 constants as weights but for what is kept."""
     constants = {t.name: t.data_type for t in shell.graph.initializer}
     return [
         node
         for node in shell.graph.node
-        if node.op_type in QUANTIZED and is_standard(node) and constants.get(node.input[1]) == TensorProto.FLOAT
+        if node.op_type in QUANTIZED
+        and is_standard(node)
+        and node.name not in kept
+        and constants.get(node.input[1]) == TensorProto.FLOAT
     ]
 
 
-def _results(shell: onnx.ModelProto) -> tuple[list[str], list[str]]:
+def _results(shell: onnx.ModelProto, kept: Collection[str]) -> tuple[list[str], list[str]]:
     """What the layers to quantize write, and the Relu nodes that alone read one of them: then it is what these write.
 
     Quantization makes such a Relu a range that begins at 0.
@@ -228,7 +234,7 @@ def _results(shell: onnx.ModelProto) -> tuple[list[str], list[str]]:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     results, activations = [], []
-    for layer in _layers(shell):
+    for layer in _layers(shell, kept):
         result = layer.output[0]
         first, *others = readers.get(result, [onnx.NodeProto()])
         if first.op_type == RELU and not others and layer.op_type in INTEGER_OUTPUTS:
@@ -346,7 +352,7 @@ def _count(feed: Mapping[str, Array]) -> int:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """onnxruntime.quantization recommends on the root logger what has been done already."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

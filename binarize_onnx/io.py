@@ -28,10 +28,10 @@ from binarize_onnx.errors import ModelError
 ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 OURS = {opset.DOMAIN, opset.IDEAL_DOMAIN}
-OLDEST_OPSET = 9
+OLDEST_OPSET = 8
 FUNCTION_OPSET = 13  # the function bodies are written in the operators of this opset
-# The last opsets of what the converter changes: how an image is resized, and the axes of Hardmax.
-CHANGED = {"Upsample": 9, "Resize": 10, "Hardmax": 12}
+# The last opsets of what the converter changes: the batches of Scan, how an image is resized, and the axes of Hardmax.
+CHANGED = {"Scan": 8, "Upsample": 9, "Resize": 10, "Hardmax": 12}
 OLDEST_IR, NEWEST_IR = 8, 10  # functions need 8; the oldest onnxruntime we support reads no newer than 10
 EXTERNAL_THRESHOLD = 1024  # bytes; smaller tensors stay in the file
 LARGE = 1 << 14  # elements; the values of a larger initializer are read from the source and not copied

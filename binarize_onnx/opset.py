@@ -489,6 +489,19 @@ def functions_in_use(model: onnx.ModelProto) -> list[onnx.FunctionProto]:
     return [function(name, domain, default_opset) for domain, name in _called(model)]
 
 
+def attach_functions(model: onnx.ModelProto) -> None:
+    """Give a model the bodies of the ops of ours that it calls, and import their domains."""
+    bodies = functions_in_use(model)
+    written = {(body.domain, body.name) for body in bodies}
+    others = [body for body in model.functions if (body.domain, body.name) not in written]
+    del model.functions[:]
+    model.functions.extend([*bodies, *others])
+    imported = {entry.domain for entry in model.opset_import}
+    model.opset_import.extend(
+        helper.make_opsetid(domain, VERSION) for domain in sorted({body.domain for body in bodies} - imported)
+    )
+
+
 def functions_changed(model: onnx.ModelProto) -> list[str]:
     """The ops in use whose body in ``model`` is not the one that :func:`functions_in_use` gives it, in a fixed order.
 

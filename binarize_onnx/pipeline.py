@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -41,12 +42,15 @@ from binarize_onnx.passes.spell_out_prelu import SpellOutPRelu
 from binarize_onnx.passes.stack_filters import StackFilters
 from binarize_onnx.passes.stack_terms import StackTerms
 from binarize_onnx.passes.transposed_conv import TransposedConv
+from binarize_onnx.quantize.plan import Settings
+from binarize_onnx.quantize.precision import Precision
 from binarize_onnx.reasons import Code
 from binarize_onnx.report import Layer, Report, SignSite, Summary
 from binarize_onnx.slow_layers import Judge
 
-if TYPE_CHECKING:  # it runs models, and what runs models imports this module
+if TYPE_CHECKING:  # they run models, and what runs models imports this module
     from binarize_onnx.calibration import CalibrationData
+    from binarize_onnx.quantize import preset
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,11 @@ class Config:
         op_types_to_exclude: operator types to leave float.
         input_shapes: fixed shapes of graph inputs, by name, for what the model leaves open.
         map_ops: what operators of other domains are, `domain::Op` to `sign` (of the first input, 0 to +1).
+        ptq: the precision, as `w2a4` (two bases of binary weights, activations of four bits), to which layers of a
+            float model are quantized after training, by what `calibration_data` shows; None compiles what is binary
+            already. The outputs are no longer the source's. First and last layers stay float unless
+            `nodes_to_quantize` names them.
+        ptq_settings: the methods of that.
         edges: what the layers become that stay float: `float` leaves them as they are, `int8` quantizes them by what
             `calibration_data` shows. Then the outputs are no longer the source's; binary layers are as exact as ever.
         allow_unchanged: return the source as it is instead of raising when nothing in it is binary.
@@ -85,6 +94,8 @@ class Config:
     map_ops: Mapping[str, str] = field(default_factory=dict)
     edges: Literal["float", "int8"] = "float"
     allow_unchanged: bool = False
+    ptq: str | None = None
+    ptq_settings: Settings = field(default_factory=Settings)
 
     def __post_init__(self) -> None:
         """Refuse values that no branch below would notice."""
@@ -113,6 +124,8 @@ class Config:
         for name, shape in self.input_shapes.items():
             if not all(isinstance(d, int) and 0 < d < 2**31 for d in shape):
                 raise UsageError(f"the shape {shape!r} of input `{name}` is not made of whole numbers from 1 to 2^31.")
+        if self.ptq is not None:
+            Precision.parse(self.ptq)
         foreign.require_mappable(self.map_ops)
 
     def to_json(self) -> str:
@@ -162,17 +175,25 @@ class Result:
 
 
 def convert(
-    model: io.ModelLike, config: Config | None = None, *, calibration_data: CalibrationData | None = None
+    model: io.ModelLike,
+    config: Config | None = None,
+    *,
+    calibration_data: CalibrationData | None = None,
+    resume: Path | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Result:
-    """Lower every layer of a model that is binary already; the rest stays as it is.
+    """Lower every layer of a model that is binary already; the rest stays as it is, unless `config.ptq` says otherwise.
 
     Args:
         model: path, serialized bytes or ModelProto of the source.
         config: see `Config`.
         calibration_data: samples on which the report counts how often a three-valued sign sees 0: arrays by input
             name, a file of them as `verify` reads it, or an onnxruntime `CalibrationDataReader`. With
-            `Config(edges="int8")` they also say what ranges the activations at the edges have; otherwise the converted
-            model does not depend on them.
+            `Config(edges="int8")` they also say what ranges the activations at the edges have, and with
+            `Config(ptq=...)` layers are fitted to them; otherwise the converted model does not depend on them.
+        resume: with `Config(ptq=...)`, a folder in which the work so far is kept: a call with the same arguments goes
+            on from there.
+        progress: with `Config(ptq=...)`, is told in words what is being done.
 
     Returns:
         The converted model (it runs in plain onnxruntime, and fast with our library registered) and its report.
@@ -180,13 +201,48 @@ def convert(
     Raises:
         ModelError: the model or the data cannot be read, its opset cannot be converted, or the data does not fit it.
         NothingMatched: no layer is binary, and `allow_unchanged` is not set.
-        UsageError: int8 edges are wanted, and there is no data.
+        UsageError: int8 edges or post-training quantization are wanted, and there is no data.
         RuntimeUnavailable: something is to run on the data, and what runs or quantizes it is missing.
     """
     config = config or Config()
     source = io.read(model)
+    if config.ptq is not None:
+        return _convert_float(
+            source, config, _required(calibration_data, "layers that are quantized after training"), resume, progress
+        )
     if config.edges == "int8":
-        calibration_data = _required(calibration_data)
+        calibration_data = _required(calibration_data, "int8 edges")
+    return _convert(source, config, calibration_data)
+
+
+def _convert_float(
+    source: io.Source,
+    config: Config,
+    data: CalibrationData,
+    resume: Path | None,
+    progress: Callable[[str], None] | None,
+) -> Result:
+    """A float model is first brought to ideal form; that is what `emit="ideal"` gives."""
+    from binarize_onnx.quantize import preset  # it runs models, as what counts zeros does
+
+    return compile_trained(preset.post_train(source, config, data, resume, progress), source, config, data)
+
+
+def compile_trained(
+    trained: preset.PostTrained, source: io.Source, config: Config, data: CalibrationData | None
+) -> Result:
+    """Compile what post-training quantization made of a source, and report on the layers of that."""
+    from binarize_onnx.quantize import preset
+
+    result = _convert(trained.source, replace(trained.config, emit="compiled"), data)
+    preset.explain(result.report, trained, source.size)
+    ideal = config.emit == "ideal"
+    size = trained.source.size if ideal else result.report.summary.bytes_after
+    result.report.summary = _summary(result.report.layers, source.size, size, config)
+    return Result(trained.source.model, result.report) if ideal else result
+
+
+def _convert(source: io.Source, config: Config, calibration_data: CalibrationData | None) -> Result:
     compilation = _compile(source, config, calibration_data)
     if compilation.binary_layers == 0 and not config.allow_unchanged:
         raise NothingMatched(_nothing_matched(compilation.report))
@@ -199,11 +255,11 @@ def convert(
     return Result(converted, report)
 
 
-def _required(data: CalibrationData | None) -> CalibrationData:
-    """The data that int8 edges need, in a form that can be read for the zeros of signs as well."""
+def _required(data: CalibrationData | None, what: str) -> CalibrationData:
+    """The data that these need, in a form that can be read for the zeros of signs as well."""
     if data is None:
         raise UsageError(
-            "int8 edges need samples to calibrate on:", fix="give --calibration-data (`calibration_data` in Python)."
+            f"{what} need samples to calibrate on:", fix="give --calibration-data (`calibration_data` in Python)."
         )
     from binarize_onnx.calibration import replayed
 
@@ -364,7 +420,7 @@ def _recognise(
     kept: frozenset[str] = frozenset()
     while True:
         context = Context(io.import_graph(prepared, source), inferred)
-        layers = _name_layers(context)
+        layers = name_layers(context)
         sizes = slow_layers.all_sizes(context)
         sites, taken = idealise(context, wanted, kept, _tolerance(config))
         unproved = frozenset(site.name for site, _ in sites if site.zero == "assumed")
@@ -417,7 +473,7 @@ def lower(context: Context) -> None:
     SpellOutPRelu(context).run()  # last: an epilogue takes it as one node
 
 
-def _name_layers(context: Context) -> list[Layer]:
+def name_layers(context: Context) -> list[Layer]:
     """A report line for every layer of the graph; layers without a name, or with another's, get one."""
     layers: list[Layer] = []
     taken = Counter(node.name for node in context.graph.nodes)
@@ -514,8 +570,8 @@ def _nothing_matched(report: Report) -> str:
     notes = "".join(f" Note: {note}." for note in report.notes)
     return (
         f"{counted} binary: `inspect` gives the reason for each. This command lowers networks trained with binary "
-        "weights and activations; train the float model that way first, or pass --allow-unchanged to write it as it "
-        f"is.{notes}"
+        "weights and activations; train the float model that way first, quantize it with --ptq, or pass "
+        f"--allow-unchanged to write it as it is.{notes}"
     )
 
 

@@ -27,6 +27,8 @@ class Layer:
             and where the layer is not binary.
         float_us: microseconds that it takes in float32, a binary layer with its sign; None where that is unknown.
         binary_us: microseconds that it takes on bits.
+        precision: of a layer that was quantized after training: weight bases and activation bits, as `w2a4`.
+        error: of such a layer, the squared error of its output as a share of the variance, on the calibration data.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Layer:
     gain: float | None = None
     float_us: float | None = None
     binary_us: float | None = None
+    precision: str = ""
+    error: float | None = None
 
 
 @dataclass
@@ -116,6 +120,7 @@ class Report:
     signs: list[SignSite] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     int8: list[EdgeEffect] = field(default_factory=list)
+    post_training: list[str] = field(default_factory=list)  # what it does to each output, in words
 
     def add_int8(self, names: Iterable[str], effects: list[EdgeEffect], bytes_after: int) -> None:
         """These layers are int8 now, with this effect and size of the model."""
@@ -129,7 +134,7 @@ class Report:
             self.notes.append("--edges int8: no float layer with constant weights is left to quantize")
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON types: `layers`, `summary`, `signs`, `notes`, `int8`."""
+        """The report as plain JSON types: `layers`, `summary`, `signs`, `notes`, `int8`, `post_training`."""
         found = asdict(self)
         for layer in found["layers"]:
             layer["code"] = str(layer["code"])
@@ -209,6 +214,7 @@ class Report:
             ("file size", f"{shown_size(s.bytes_before)} -> {shown_size(s.bytes_after)}{smaller}"),
         ]
         pairs += [("int8 edges", f"{effect}; outputs are no longer those of the source") for effect in self.int8]
+        pairs += [("post-training", effect) for effect in self.post_training]
         taken = [x for x in self.signs if x.zero != "proved"]
         if taken:
             signs = f"{len(taken)} of {len(self.signs)} signs"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import isqrt, prod
@@ -10,6 +10,7 @@ from math import isqrt, prod
 import onnx
 from google.protobuf.message import EncodeError
 
+from binarize_onnx import opset
 from binarize_onnx.errors import UsageError
 
 Dims = tuple[int | None, ...]
@@ -112,9 +113,12 @@ def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = skeleton.graph
     graph.name = model.graph.name
     long = _long_concats(model)
-    graph.node.extend(
-        _known(node) for node in model.graph.node if not _divides_by_zero(node) and not long.intersection(node.output)
-    )
+    sizes = {t.name: t.dims for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Level" and node.domain == opset.IDEAL_DOMAIN and node.input[1] in sizes:
+            _add_level(graph, node, sizes[node.input[1]])
+        elif not _divides_by_zero(node) and not long.intersection(node.output):
+            graph.node.append(_known(node))
     initialised = {t.name for t in model.graph.initializer}
     graph.input.extend(i for i in model.graph.input if i.name not in initialised)
     for tensor in model.graph.initializer:
@@ -124,6 +128,14 @@ def _skeleton(model: onnx.ModelProto) -> onnx.ModelProto:
             graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     graph.output.extend(onnx.ValueInfoProto(name=output.name) for output in model.graph.output)
     return skeleton
+
+
+def _add_level(graph: onnx.GraphProto, node: onnx.NodeProto, dims: Sequence[int]) -> None:
+    """What gives the shape and type of a Level: its body computes with ranks, which inference does not follow."""
+    x, one = f"{node.output[0]}.float32", f"{node.output[0]}.one_threshold"
+    graph.input.append(onnx.helper.make_tensor_value_info(one, onnx.TensorProto.FLOAT, dims[1:]))
+    graph.node.append(onnx.helper.make_node("Cast", node.input[:1], [x], to=onnx.TensorProto.FLOAT))
+    graph.node.append(onnx.helper.make_node("Add", [x, one], node.output))
 
 
 def _known(node: onnx.NodeProto) -> onnx.NodeProto:

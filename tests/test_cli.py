@@ -112,7 +112,7 @@ def test_help_is_the_manual(name: str, command: Command) -> None:
 
 def test_the_first_help_names_commands_and_exit_codes(command: Command) -> None:
     out = command("--help").out
-    assert COMMANDS == ["bench", "convert", "demo", "doctor", "inspect", "reduce", "verify"]
+    assert COMMANDS == ["bench", "convert", "demo", "doctor", "inspect", "reduce", "sensitivity", "verify"]
     for word in (*COMMANDS, "Exit codes", "0 well"):
         assert word in out
     assert "..." not in out.split("Commands:")[1]
@@ -126,7 +126,7 @@ def test_python_m_is_the_command() -> None:
 
 # --- inspect and convert ------------------------------------------------------------------------------------------
 
-LAYER = {"name", "op", "status", "code", "reason", "macs", "gain", "float_us", "binary_us"}
+LAYER = {"name", "op", "status", "code", "reason", "macs", "gain", "float_us", "binary_us", "precision", "error"}
 SUMMARY = {"binary_layers", "float_layers", "binary_macs", "float_macs", "ops", "bytes_before", "bytes_after"}
 SUMMARY |= {"gain", "target"}
 

@@ -295,7 +295,7 @@ IMPOSSIBLE: dict[str, tuple[Callable[[], onnx.ModelProto | bytes], str]] = {
     ),
     "no opset": (changed(lambda m: setattr(m.opset_import[0], "domain", "other")), "no standard operator set"),
     "two opsets": (changed(lambda m: m.opset_import.add(domain="", version=11)), r"in versions \[11, 17\]"),
-    "opset 0": (of_opset(0), "opset 0 is too old; export with opset 9 or newer"),
+    "opset 0": (of_opset(0), "opset 0 is too old; export with opset 8 or newer"),
     "opset -1": (of_opset(-1), "opset -1 is too old"),
     "opset 999": (of_opset(999), "opset 999 is newer than the installed onnx package"),
     "opset 2^62": (of_opset(2**62), "is newer than the installed onnx package"),

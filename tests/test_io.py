@@ -132,10 +132,10 @@ def test_missing_file_and_directory(tmp_path: Path) -> None:
             convert(path)
 
 
-def test_opset_8_is_too_old() -> None:
+def test_opset_7_is_too_old() -> None:
     source = small_network(9)
-    source.opset_import[0].version = 8
-    with pytest.raises(ModelError, match="opset 8 is too old"):
+    source.opset_import[0].version = 7
+    with pytest.raises(ModelError, match="opset 7 is too old"):
         convert(source)
 
 

@@ -100,7 +100,7 @@ def unused() -> onnx.ModelProto:
 
 
 def old_opset() -> onnx.ModelProto:
-    return network([node("Conv", "x w", "y", "layer")], IMAGE, {"y": 4}, W, opset=8)
+    return network([node("Conv", "x w", "y", "layer")], IMAGE, {"y": 4}, W, opset=7)
 
 
 def integers() -> onnx.ModelProto:

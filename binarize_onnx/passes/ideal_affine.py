@@ -53,6 +53,7 @@ IDEAL_KINDS: dict[str, tuple[str, ...]] = {
 }
 HINTS = {"Mul": "scale", "Add": "shift", "PRelu": "slope", "Where": "slope"}
 STEPS = frozenset(IDEAL_KINDS)
+AFTER_SCALE = 1  # in ORDER: where the steps of a term end
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,28 @@ def _position_after(step: gs.Node, position: int) -> int | None:
     return position if position <= len(ORDER) else None
 
 
+def _adds_terms(step: gs.Node, context: Context) -> bool:
+    """Whether a step is an addition in a sum of binary layers, scaled or not, as one node computes it."""
+    while step.op == "Add" and not step.domain:
+        rest = [t for t in step.inputs if not _is_term(t, context)]
+        if len(rest) != 1:
+            return not rest
+        maker = producer(rest[0])
+        if maker is None:
+            return False
+        step = maker  # one more term, and the sum of those in front of it
+    return False
+
+
+def _is_term(tensor: gs.Tensor, context: Context) -> bool:
+    """Whether a binary layer writes the tensor, or a factor behind one."""
+    maker = producer(tensor)
+    if maker is not None and maker.op == "Mul" and not maker.domain:
+        operands = split_operands(maker)
+        maker = None if operands is None else producer(operands[0])
+    return maker is not None and maker.name in context.binary
+
+
 def _behind_layers(context: Context) -> set[str]:
     """Names of the results of steps that an epilogue could take."""
     found: set[str] = set()
@@ -232,7 +255,11 @@ def _behind_layers(context: Context) -> set[str]:
     while forward:
         tensor, position = forward.pop()
         for consumer in context.readers(tensor):
-            after = _position_after(consumer, position) if consumer.op in STEPS else None
+            after = None
+            if _adds_terms(consumer, context):
+                after = AFTER_SCALE
+            elif consumer.op in STEPS:
+                after = _position_after(consumer, position)
             if after is not None and consumer.outputs[0].name not in found:
                 found.add(consumer.outputs[0].name)
                 forward.append((consumer.outputs[0], after))

@@ -12,6 +12,7 @@ import onnx
 from binarize_onnx import checks, foreign, int8_edges, io, opset, scopes, slow_layers, subgraphs
 from binarize_onnx.errors import ModelError, UsageError
 from binarize_onnx.pipeline import Config, convert, translate
+from binarize_onnx.quantize import preset
 from binarize_onnx.verify.arrays import Array
 from binarize_onnx.verify.data import (
     batches,
@@ -128,7 +129,7 @@ def verify(
         layers=[] if forced is None else forced.rows,
         coverage=[] if forced is None else forced.coverage.rows(),
         departures=list(departures(ref.model, ideal, exact, forced, foreign)),
-        stale=config is None and _is_ours(cand),
+        stale=config is None and _is_ours(cand) and not _is_post_trained(ref, cand),
         notes=[*notes, *(forced.notes if forced else [])],
     )
 
@@ -164,6 +165,11 @@ def recorded_options(ref: io.Source, cand: io.Source) -> tuple[Config | None, li
     source, options = recorded.get("binarize_onnx.source_sha256"), recorded.get("binarize_onnx.options")
     if source is None or options is None:
         return None, ["the candidate is no file of ours: outputs are compared, bits and layers are not"]
+    if _is_post_trained(ref, cand):
+        return None, [
+            "the candidate was quantized after training (convert --ptq): its outputs are meant to differ, and are "
+            "compared; that it computes what its own ideal graph does is seen against that (convert --ptq --emit ideal)"
+        ]
     if source != ref.sha256:
         return None, [
             "the candidate was made from another file than the reference "
@@ -173,6 +179,12 @@ def recorded_options(ref: io.Source, cand: io.Source) -> tuple[Config | None, li
         return slow_layers.settled(Config.from_json(options), recorded.get(slow_layers.KEY, "[]")), []
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"the candidate's metadata `binarize_onnx.options` cannot be read ({error}).") from None
+
+
+def _is_post_trained(ref: io.Source, cand: io.Source) -> bool:
+    """Whether the candidate says that it was quantized after the training of the reference."""
+    recorded = {entry.key: entry.value for entry in cand.model.metadata_props}
+    return ref.sha256 != recorded.get("binarize_onnx.source_sha256") and preset.recorded_source(recorded) == ref.sha256
 
 
 def _runnable(ref: io.Source, config: Config, notes: list[str]) -> io.Source:

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -20,6 +20,25 @@ from binarize_onnx.verify.graphs import caller_inputs, listed
 RANDOM_SAMPLES = 8
 SEED = 0
 MOST_RANDOM = 1 << 28  # numbers made for one input
+
+
+class Rows(Protocol):
+    """Samples along the first axis: an array, or what is read when it is sliced."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of an array."""
+
+    @property
+    def ndim(self) -> int:
+        """The length of the shape."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of what the slices hold."""
+
+    def __getitem__(self, rows: slice, /) -> Array:
+        """These samples."""
 
 
 def load_data(path: Path) -> Arrays:
@@ -83,7 +102,7 @@ def random_inputs(model: onnx.ModelProto, samples: int, fixed: Mapping[str, Sequ
     return made
 
 
-def require_fitting(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> None:
+def require_fitting(model: onnx.ModelProto, inputs: Mapping[str, Rows]) -> None:
     """Refuse data that the model's inputs do not take, in words."""
     declared = caller_inputs(model)
     if set(inputs) != set(declared):
@@ -108,11 +127,14 @@ def require_fitting(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> None
             raise ModelError(f"input `{name}` takes shape [{wanted}], the data is {list(values.shape)}.")
 
 
-def batches(model: onnx.ModelProto, inputs: Mapping[str, Array], batch: int) -> Iterator[tuple[Arrays, slice]]:
+def batches(model: onnx.ModelProto, inputs: Mapping[str, Rows], batch: int) -> Iterator[tuple[Arrays, slice]]:
     """The data, `batch` samples at a time or as many as the model's own batch size says, and which of all they are."""
     sizes = {values.shape[0] for values in inputs.values() if values.ndim}
     if len(sizes) != 1 or any(not values.ndim for values in inputs.values()):
-        yield dict(inputs), slice(0, 1)  # inputs that do not count samples together: one run
+        yield (
+            {name: np.asarray(values) for name, values in inputs.items()},
+            slice(0, 1),
+        )  # inputs that do not count samples together: one run
         return
     (count,) = sizes
     if count == 0:
