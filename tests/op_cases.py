@@ -925,7 +925,7 @@ def border_convs() -> list[Case]:
     }
     uses = ("threshold flip", "scale bias threshold", "mask scale threshold")
     channels = (256, 32, 96, 1, 64, 33, 100, 31)
-    cases = []
+    cases: list[Case] = []
     for (where, (size, kernel, more)), pad_value in itertools.product(geometries.items(), (-1, 0, 1)):
         i = len(cases)
         x = (3 if i % 4 == 0 else 1, channels[i % len(channels)], *size)
