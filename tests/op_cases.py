@@ -824,6 +824,23 @@ def low_bit_convs() -> list[Case]:
         ),
         *(low_bit(f"{o} outputs", (1, 40, 3, 5), (o, 2, 2), b) for b in (4, 6) for o in (1, 31, 32, 64, 65, 97)),
         *(low_bit(f"{m} bases", (1, 70, 5, 4), (40, 3, 3), b, bases=m, pads=PAD1) for b in (2, 4, 6) for m in (2, 3)),
+        *(
+            low_bit(f"2 bases of {o} outputs", (2, 40, 5, 13), (o, 3, 3), b, bases=2, pads=PAD1, use=use)
+            for o, use in ((1, "scale"), (9, unmasked), (16, "scale bias threshold"), (17, "scale"))
+            for b in (2, 4, 6)
+        ),
+        low_bit(
+            "2 bases of 16 outputs, to levels",
+            (2, 16, 9, 13),
+            (16, 3, 3),
+            4,
+            bases=2,
+            pads=PAD1,
+            thresholds=15,
+            encode="positional",
+            use="scale bias residual threshold flip",
+        ),
+        low_bit("3 bases of 16 outputs", (1, 40, 5, 13), (16, 3, 3), 4, bases=3, pads=PAD1),
         *(low_bit(f"width {width}", (1, 32, 3, width), (8, 3, 3), 4, pads=PAD1) for width in WIDTHS),
         *(low_bit(f"1x1, {size} pixels", (2, 64, 1, size), (40, 1, 1), 4) for size in (1, 2, 7, 10, 113)),
         *(

@@ -139,6 +139,8 @@ Epilogue::Epilogue(const Tensor* constants, Layout layout, int64_t dtype)
   for (size_t input : {kBias, kResidual, kShift, kOffset})
     neutral_[input] = constants[input].data && all_bits_are(constants[input], kMinusZero, kHalfMinusZero);
   if (constants[kEncode].data) encode_ = read_encode(constants[kEncode]);
+  if (encode_ && constants[kThreshold].data && layout == Layout::channels_first)
+    trees_ = channel_search_trees(constants[kThreshold], *encode_);
 }
 
 EpilogueCall::EpilogueCall(Call& call, const Epilogue& epilogue, const Tensor* inputs, const Shape& out)
@@ -194,6 +196,7 @@ EpilogueCall::EpilogueCall(Call& call, const Epilogue& epilogue, const Tensor* i
   if (!epilogue.encode_) run_time_encode_ = read_encode(inputs[kEncode]);
   thresholds_ = view_thresholds(call, inputs[kThreshold], epilogue.encode_ ? *epilogue.encode_ : *run_time_encode_,
                                 inputs[kFlip], out, first ? 1 : out.rank - 1, axes);
+  if (!epilogue.trees_.empty()) thresholds_.trees = epilogue.trees_.data();
 }
 
 bool EpilogueCall::collapse_rows(int64_t rows) {

@@ -71,6 +71,7 @@ class Epilogue {
   OrtElementType dtype_;
   bool neutral_[kXnorInputs] = {};
   std::optional<Encode> encode_;
+  std::vector<float> trees_;  // of constant thresholds
 };
 
 // Made for each call, from inputs whose shapes are checked.

@@ -42,9 +42,10 @@ LookupConv::LookupConv(const LookupAccumulateKernel& kernel, const LookupConvLay
       layout_(layout),
       format_(kernel.format(layout.planes)),
       steps_(checked_product(layout.taps() / run_taps(), run_steps(), "the indices of the weights")),
-      unit_(layout.bases % 2 ? 2 : 1) {
+      unit_(layout.block_bases() % 2 ? 2 : 1) {
   const int64_t block_bytes = checked_product(steps_, format_.step_weights(), "the indices of the weights");
-  const int64_t blocks = checked_product(layout.group * layout.group_blocks(), layout.bases, "the blocks of weights");
+  const int64_t block_bases = layout.block_bases();
+  const int64_t blocks = checked_product(layout.group * layout.group_blocks(), block_bases, "the blocks of weights");
   weights_ = aligned_array<uint8_t>(checked_product(blocks, block_bytes, "the indices of the weights"));
   std::fill_n(weights_.get(), blocks * block_bytes, uint8_t{0});  // of filters that do not exist
   for (int64_t group = 0; group < layout.group; ++group)
@@ -53,14 +54,14 @@ LookupConv::LookupConv(const LookupAccumulateKernel& kernel, const LookupConvLay
         const int64_t block = output / kWordBits, first = block / unit_ * unit_;
         LookupAccumulateArgs unit{};
         unit.steps = static_cast<int32_t>(steps_);
-        unit.blocks = std::min(unit_, layout.group_blocks() - first) * layout.bases;
-        const int64_t in_unit = (block - first) * layout.bases + basis;
+        unit.blocks = std::min(unit_, layout.group_blocks() - first) * block_bases;
+        const int64_t in_unit = (block - first) * block_bases + basis % block_bases;
         LookupWeightsArgs args{};
         args.word_stride = strides.word;
         args.channels = layout.channels;
-        args.filter = static_cast<int32_t>(output % kWordBits);
+        args.filter = static_cast<int32_t>(output % kWordBits + basis / block_bases * (kWordBits / 2));
         args.w_stride = unit.weights_stride(in_unit, format_.step_weights());
-        uint8_t* of_block = weights_.get() + (group * layout.group_blocks() + first) * layout.bases * block_bytes +
+        uint8_t* of_block = weights_.get() + (group * layout.group_blocks() + first) * block_bases * block_bytes +
                             unit.weights_begin(in_unit, format_.step_weights());
         const uint32_t* filter = w + ((basis * layout.group + group) * layout.group_outputs + output) * strides.filter;
         for (int64_t tap = 0; tap < layout.taps(); ++tap) {
@@ -185,13 +186,13 @@ void LookupConv::accumulate(const Plan& plan, const Band& band, int64_t block, i
   args.row_offset = plan.row_offset + pixel;
   args.k_offset = plan.k_offset;
   args.steps = static_cast<int32_t>(steps_);
-  args.w = weights_.get() + block * layout_.bases * args.steps * format_.step_weights();
+  args.w = weights_.get() + block * layout_.block_bases() * args.steps * format_.step_weights();
   args.start = start;
   args.acc = acc;
   args.acc_block_stride = stride;
   args.acc_stride = kWordBits;
   args.rows = count;
-  args.blocks = blocks * layout_.bases;
+  args.blocks = blocks * layout_.block_bases();
   args.planes = layout_.planes;
   kernel_.accumulate(args);
 }

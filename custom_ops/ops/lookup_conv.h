@@ -22,6 +22,9 @@ struct LookupConvLayout {
   bool pads_high = false;  // by the largest activation, else by zero
 
   int64_t group_blocks() const { return ceil_div(group_outputs, kWordBits); }
+  // Two bases of few filters share a block: its lanes 0..15 are the first basis, 16..31 the second.
+  bool bases_share_blocks() const { return bases == 2 && group_outputs <= kWordBits / 2; }
+  int64_t block_bases() const { return bases_share_blocks() ? 1 : bases; }  // blocks of 32 outputs and all their bases
   int64_t taps() const { return kernel[0] * kernel[1]; }
 };
 
@@ -39,10 +42,11 @@ class LookupConv {
   static bool fits(const LookupConvLayout& layout);
   bool fits(const Images& images) const;
 
-  // Of one block of 32 outputs and a run of pixels: acc is [bases][stride], the accumulators of `count` pixels each.
+  // Of one block of 32 outputs and a run of `count` pixels: those of basis m and output o of pixel i are
+  // acc[m * basis_stride + 32 * i + o].
   struct Accumulators {
     const int32_t* acc;
-    int64_t stride, image, block, pixel, count;
+    int64_t basis_stride, chunk, image, block, pixel, count;  // chunk: pixels that there is scratch for
   };
   // finish(accumulators, scratch) for all of them, from several threads; `scratch_words` for each pixel of up to
   // kChunkPixels, rounded up to 16.
@@ -81,7 +85,7 @@ class LookupConv {
   Plan prepare(Call& call, const Images& images) const;
   Band band_of(const Plan& plan, int64_t slot, int64_t image, int64_t first_row, int64_t rows) const;
   void make_tables(const Plan& plan, const Band& band, int64_t row) const;
-  // The accumulators of `blocks` blocks from `block` on, which begin a unit: [blocks][bases][stride].
+  // The accumulators of `blocks` blocks from `block` on, which begin a unit: [blocks][block_bases()][stride].
   void accumulate(const Plan& plan, const Band& band, int64_t block, int64_t blocks, int64_t pixel, int64_t count,
                   int64_t stride, int32_t* acc) const;
 
@@ -100,14 +104,14 @@ class LookupConv {
   LookupFormat format_;
   int64_t steps_;  // of all taps
   int64_t unit_;   // blocks done together, so that their bases are an even number: the kernel takes two at a time
-  AlignedArray<uint8_t> weights_;  // [group][units][the unit's blocks][bases] as the kernel reads them
+  AlignedArray<uint8_t> weights_;  // [group][units][the unit's blocks][block_bases()] as the kernel reads them
 };
 
 template <class Finish>
 void LookupConv::run(Call& call, const Images& images, int64_t scratch_words, const Finish& finish) const {
   const Plan plan = prepare(call, images);
   const int64_t units = layout_.group * units_of_group();
-  const int64_t unit_bases = std::min(unit_, layout_.group_blocks()) * layout_.bases;
+  const int64_t unit_bases = std::min(unit_, layout_.group_blocks()) * layout_.block_bases();
   const int64_t pixel_words = checked_product(kWordBits, unit_bases, "the accumulators of one pixel") + scratch_words;
   const int64_t fitting = std::min(kChunkPixels, kStackWords / pixel_words / 16 * 16);
   const int64_t most = std::max<int64_t>(fitting, 16);
@@ -133,7 +137,8 @@ void LookupConv::run(Call& call, const Images& images, int64_t scratch_words, co
       const int64_t blocks = std::min(unit_, layout_.group_blocks() - first);
       accumulate(plan, band, block, blocks, pixel, count, stride, acc);
       for (int64_t i = 0; i < blocks; ++i)
-        finish(Accumulators{acc + i * layout_.bases * stride, stride, band.image, block + i,
+        finish(Accumulators{acc + i * layout_.block_bases() * stride,
+                            layout_.bases_share_blocks() ? kWordBits / 2 : stride, chunk, band.image, block + i,
                             band.first_row * images.out_width + pixel, count},
                acc + unit_bases * stride);
     });

@@ -83,6 +83,24 @@ Thresholds view_thresholds(Call& call, const Tensor& threshold, const Encode& en
   return out;
 }
 
+std::vector<float> channel_search_trees(const Tensor& threshold, const Encode& encode) {
+  const Shape& shape = threshold.shape;  // [..., thresholds, channels, 1, 1]
+  if (shape.rank < 4 || threshold.type != ORT_FLOAT) return {};
+  const int64_t rows = shape.dim[shape.rank - 3];
+  if (shape.dim[shape.rank - 4] != encode.thresholds ||
+      element_count(shape, "input threshold") != checked_product(encode.thresholds, rows, "input threshold"))
+    return {};
+  PackBitsArgs args{};
+  args.threshold = {threshold.as<float>(), rows == 1 ? 0 : 1, 0};
+  args.threshold_plane_stride = rows;
+  args.thresholds = encode.thresholds;
+  args.planes = encode.planes;
+  args.positional = encode.positional;
+  std::vector<float> trees(static_cast<size_t>(checked_product(rows, kSearchTree, "the search trees")));
+  if (!fill_search_trees(args, 0, rows, trees.data())) return {};
+  return trees;
+}
+
 void Thresholds::fill(PackBitsArgs& args, int64_t outer, int64_t row, int64_t lane) const {
   args.threshold = threshold.operand(outer, row, lane);
   args.threshold_plane_stride = threshold.plane_stride;
@@ -92,6 +110,7 @@ void Thresholds::fill(PackBitsArgs& args, int64_t outer, int64_t row, int64_t la
   args.encode = encode->matrix.empty() ? nullptr : encode->matrix.data();
   args.planes = encode->planes;
   args.positional = encode->positional;
+  args.trees = trees && threshold.row_stride ? trees + row * kSearchTree : trees;
 }
 
 }  // namespace binarize

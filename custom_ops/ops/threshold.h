@@ -31,6 +31,7 @@ struct Thresholds {
   LaneView<float> threshold;
   LaneView<uint8_t> flip;
   const Encode* encode = nullptr;
+  const float* trees = nullptr;  // of all rows (cpu/pack_bits), where they were made before
 
   // Everything but the values and the words.
   void fill(PackBitsArgs& args, int64_t outer, int64_t row, int64_t lane) const;
@@ -39,6 +40,10 @@ struct Thresholds {
 // `axes` names the row and first lane axis of v itself; they move behind the plane axis as needed.
 Thresholds view_thresholds(Call& call, const Tensor& threshold, const Encode& encode, const Tensor& flip,
                            const Shape& v, int axis, const LaneAxes& axes);
+
+// The search trees of thresholds that are the same for all of v but its axis of `rows`, the third from the end as
+// channels are; empty where they are not, or there is nothing to search.
+std::vector<float> channel_search_trees(const Tensor& threshold, const Encode& encode);
 
 // Inputs have the element type the contract states.
 void expect_type(const Tensor& tensor, const char* name, OrtElementType type);

@@ -297,7 +297,8 @@ class XnorConv {
   void look_up(Call& call, const LookupConv::Images& images, const Outputs& outputs) const {
     float* whole_v = whole_values(call, outputs);
     lookup_->run(call, images, kWordBits * outputs.s.bases, [&](const LookupConv::Accumulators& of, int32_t* scratch) {
-      finish_chunk(outputs, of.image, of.block, of.pixel, of.count, of.stride, of.acc, scratch, whole_v);
+      finish_chunk(outputs, of.image, of.block, of.pixel, of.count, of.chunk, of.acc, of.basis_stride, scratch,
+                   whole_v);
     });
     if (whole_v) pack_whole(call, outputs, whole_v);
   }
@@ -537,7 +538,7 @@ class XnorConv {
       acc = scratch;
       scratch += job.combine.outputs * s.bases * size;
     }
-    finish_chunk(job, n, block, pixel, count, size, acc, scratch, whole_v);
+    finish_chunk(job, n, block, pixel, count, chunk, acc, size, scratch, whole_v);
   }
 
   // The words of Q of one image, a block's channels and a run of pixels.
@@ -546,12 +547,12 @@ class XnorConv {
     return out.q + (n * out.epilogue.encode().planes * words + channel / kWordBits) * out.pixels() + pixel;
   }
 
-  // Accumulators [terms][size / 32][32], of which there are `count` pixels, to Y and Q; scratch: as large.
-  void finish_chunk(const Outputs& job, int64_t n, int64_t block, int64_t pixel, int64_t count, int64_t size,
-                    const int32_t* acc, int32_t* scratch, float* whole_v) const {
+  // Accumulators [pixels][32] of each term, of which there are `count` pixels, to Y and Q; scratch: [terms][chunk][32].
+  void finish_chunk(const Outputs& job, int64_t n, int64_t block, int64_t pixel, int64_t count, int64_t chunk,
+                    const int32_t* acc, int64_t term_stride, int32_t* scratch, float* whole_v) const {
     const ConvShapes& s = job.s;
     const int64_t channel = channel_of(s, block), channels = channels_of(s, block);
-    const int64_t pixels = job.pixels(), chunk = size / kWordBits;
+    const int64_t pixels = job.pixels();
     uint32_t* q = job.q && !whole_v ? words_of(job, n, block, pixel) : nullptr;
     if (!job.y && q && integers_suffice(job)) return pack_integers(job, n, channel, channels, acc, count, q);
 
@@ -561,7 +562,7 @@ class XnorConv {
     args.rows = channels;
     args.lanes = count;
     args.acc = acc;
-    args.acc_term_stride = size;
+    args.acc_term_stride = term_stride;
     const int64_t at = (n * s.out_channels + channel) * pixels + pixel;
     const bool half = epilogue_->dtype() == ORT_FLOAT16;
     if (job.y && !half) args.y = static_cast<float*>(job.y) + at;

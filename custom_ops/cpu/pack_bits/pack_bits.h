@@ -24,7 +24,8 @@ struct PackBitsArgs {
   int64_t flip_plane_stride;
   const uint8_t* encode;  // [planes][thresholds] of 0 and 1, or null: the identity (planes == thresholds)
   int64_t planes;
-  bool positional;  // encode[b][p] is 1 where 2^b divides p + 1, for all p < 2^planes - 1
+  bool positional;     // encode[b][p] is 1 where 2^b divides p + 1, for all p < 2^planes - 1
+  const float* trees;  // what fill_search_trees writes for row 0 and those behind it, or null: not made yet
   uint32_t* q;
   int64_t q_plane_stride;
   int64_t q_row_stride;  // along only
@@ -51,6 +52,11 @@ constexpr int64_t kSearchTree = 80;  // floats a row: kernels read 16 from the b
 bool fill_search_trees(const PackBitsArgs& args, int64_t row, int64_t rows, float* trees);
 static inline int64_t search_tree_stride(const PackBitsArgs& args) {
   return args.threshold.row_stride ? kSearchTree : 0;
+}
+// Those of `rows` rows from `row` on: the caller's, or made in `storage`.  Null where there is nothing to search.
+static inline const float* search_trees(const PackBitsArgs& args, int64_t row, int64_t rows, float* storage) {
+  if (args.trees) return args.trees + row * search_tree_stride(args);
+  return fill_search_trees(args, row, rows, storage) ? storage : nullptr;
 }
 
 #define PACK_BITS_KERNEL(name, isa)             \

@@ -121,7 +121,7 @@ inline __attribute__((always_inline)) Planes<planes> level_bits(const PackBitsAr
 template <int planes>
 void pack_levels_across(const PackBitsArgs& args) {
   alignas(32) float storage[kWordBits * kSearchTree];
-  const float* trees = fill_search_trees(args, 0, args.rows, storage) ? storage : nullptr;
+  const float* trees = search_trees(args, 0, args.rows, storage);
   for (int64_t lane = 0; lane < args.lanes; lane += kVectorLanes) {
     const int64_t count = args.lanes - lane;
     __m256i words[planes], bit = _mm256_set1_epi32(1);
@@ -141,7 +141,7 @@ void pack_levels_along(const PackBitsArgs& args) {
   alignas(32) float storage[kSearchTree];
   const float* tree = nullptr;
   for (int64_t row = 0; row < args.rows; ++row) {
-    if (row == 0 || search_tree_stride(args)) tree = fill_search_trees(args, row, 1, storage) ? storage : nullptr;
+    if (row == 0 || search_tree_stride(args)) tree = search_trees(args, row, 1, storage);
     for (int64_t first = 0; first < args.lanes; first += kWordBits) {
       const int64_t count = args.lanes - first;
       uint32_t words[planes] = {};

@@ -129,7 +129,7 @@ inline void pack_levels_across(const PackBitsArgs& args, const float* trees, int
 template <int planes>
 void pack_levels_across(const PackBitsArgs& args) {
   alignas(64) float storage[kWordBits * kSearchTree];
-  const float* trees = fill_search_trees(args, 0, args.rows, storage) ? storage : nullptr;
+  const float* trees = search_trees(args, 0, args.rows, storage);
   constexpr int kTogether = planes <= 4 ? 4 : 2;  // searches side by side: one waits for each of its comparisons
   int64_t lane = 0;
   if (trees && args.v && !args.flip.data)
@@ -143,7 +143,7 @@ void pack_levels_along(const PackBitsArgs& args) {
   alignas(64) float storage[kSearchTree];
   const float* tree = nullptr;
   for (int64_t row = 0; row < args.rows; ++row) {
-    if (row == 0 || search_tree_stride(args)) tree = fill_search_trees(args, row, 1, storage) ? storage : nullptr;
+    if (row == 0 || search_tree_stride(args)) tree = search_trees(args, row, 1, storage);
     for (int64_t lane = 0; lane < args.lanes; lane += kWordBits) {
       const int64_t next = lane + kVectorLanes;
       const Planes<planes> low = level_bits<planes>(args, tree, row, lane, first_lanes(args.lanes - lane));
