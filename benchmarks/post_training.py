@@ -1,5 +1,6 @@
 """Float networks quantized after training: accuracy and speed of each preset, of each method, and of the search.
 
+\b
     python benchmarks/post_training.py                      # everything; hours on two cores
     python benchmarks/post_training.py --only presets --seeds 1
     python benchmarks/post_training.py --only search --write

@@ -106,17 +106,25 @@ def load_samples(data: str | os.PathLike[str] | ImageFolder, model: onnx.ModelPr
     return split_labels(load_data(Path(data)), model)
 
 
+def require_finite(inputs: Mapping[str, Array], seen: int = 0) -> None:
+    """Refuse samples that are NaN or infinite; `seen` others come before them.
+
+    Raises:
+        ModelError: one is, with its number.
+    """
+    for name, values in inputs.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            odd = int(np.argwhere(~np.isfinite(values))[0][0]) if values.ndim else 0
+            raise ModelError(
+                f"input `{name}` is NaN or infinite in sample {seen + odd}.", fix="Take such samples out of the data."
+            )
+
+
 def _finite(feeds: Iterable[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
     """The batches; what is no finite number makes statistics of everything, and is refused."""
     seen = 0
     for feed in feeds:
-        for name, values in feed.items():
-            if values.dtype.kind == "f" and not np.isfinite(values).all():
-                odd = int(np.argwhere(~np.isfinite(values))[0][0]) if values.ndim else 0
-                raise ModelError(
-                    f"input `{name}` is NaN or infinite in sample {seen + odd}.",
-                    fix="Take such samples out of the data.",
-                )
+        require_finite(feed, seen)
         yield feed
         seen += max((values.shape[0] for values in feed.values() if values.ndim), default=1)
 

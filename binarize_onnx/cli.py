@@ -567,9 +567,9 @@ def convert(
 
     _log_to_stderr(log_level)
     _one_of(as_json, as_markdown)
-    _different(out, report, junit)
-    _different(report, junit, read=[model, calibration_data])
-    _different(out, read=[calibration_data])
+    _different(out, report, junit, front_svg)
+    _different(report, junit, front_svg, read=[model, calibration_data, labels, selection_data, exclude_list])
+    _different(out, read=[calibration_data, labels, selection_data, exclude_list])
     if max_sign_zeros is not None and calibration_data is None:
         raise UsageError("--max-sign-zeros needs samples to count on:", fix="give --calibration-data.")
     settings = Settings(ptq_weights, ptq_thresholds, ptq_correction, seed=seed)
@@ -580,7 +580,8 @@ def convert(
     if ptq == AUTO:
         from binarize_onnx.quantize import auto
 
-        _different(front_svg, out, report, read=[model, calibration_data, labels, selection_data])
+        if resume is not None:
+            raise UsageError("--resume is for one precision, not for --ptq auto.")
         searched = auto.convert_file(
             model,
             _config(**choices, ptq_settings=settings),
@@ -593,10 +594,12 @@ def convert(
             seed=seed,
             progress=_progress(),
         )
-        _write({front_svg: searched.found.svg().encode()})
         result = searched.result
     else:
-        _only_with_auto(**budget, allow_int8=allow_int8, front_svg=front_svg, selection_data=selection_data)
+        judged_by = {"labels": labels, "selection_data": selection_data, "metric": metric}
+        _only_with_auto(**budget, **judged_by, allow_int8=allow_int8, front_svg=front_svg)
+        if ptq is None and resume is not None:
+            raise UsageError("--resume keeps the work of --ptq:", fix="give --ptq PRESET.")
         searched = None
         result = pipeline.convert(
             str(model),
@@ -611,6 +614,7 @@ def convert(
     said = {**found.to_json(), **({"search": searched.found.to_json()} if searched else {})}
     title, printed = f"convert {model.name}", _json({**said, "gates": [gate.to_json() for gate in checked]})
     files = {report: _line(printed), junit: summary.junit(title, checked, summary.of_conversion(found))}
+    files |= {front_svg: searched.found.svg().encode()} if searched else {}
     with _writing({} if dry_run else files):
         if not dry_run and all(gate.passed for gate in checked) and (not searched or searched.writes(**instead)):
             io.save(result.model, out, external_data=use_external_data_format)
@@ -618,9 +622,9 @@ def convert(
         printed = summary.markdown(title, checked, found.totals(), found.rows(), found.sign_rows())
     table = f"{found.table()}\n\n{searched.found.table()}" if searched else found.table()
     click.echo(printed if as_json or as_markdown else table)
-    gates.require(checked)
     if searched:
         searched.require(**instead)
+    gates.require(checked)
 
 
 @main.command(short_help="Which layers of a float model lose most when quantized.")
@@ -1002,7 +1006,7 @@ def _exclude_list(path: Path | None) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"cannot be read: {one_line(error)}.", where=str(path)) from None
-    return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    return tuple(line for line in map(str.strip, lines) if line and not line.startswith("#"))
 
 
 def _only_with_auto(**given: Any) -> None:

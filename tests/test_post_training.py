@@ -243,6 +243,27 @@ def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.parametrize("how", ["empty", "half", "gone"])
+@pytest.mark.parametrize("name", ["calculation.json", "layer.0001.npz", "000000.0.npy", "complete.json"])
+def test_a_folder_that_is_damaged_is_refused(name: str, how: str, tmp_path: Path) -> None:
+    quantized("residual", "w1a1", resume=tmp_path)
+    (path,) = tmp_path.rglob(name)
+    content = path.read_bytes()
+    path.unlink()
+    if how != "gone":
+        path.write_bytes(content[: len(content) // 2] if how == "half" else b"")
+    with pytest.raises((ModelError, UsageError), match=r"is damaged|holds no work of ours"):
+        quantized("residual", "w1a1", resume=tmp_path)
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="holds no work of ours"):
+        quantized("residual", "w1a1", resume=tmp_path / "file")
+    with pytest.raises(ModelError, match="cannot be stored"):
+        quantized("residual", "w1a1", resume=tmp_path / "file" / "below")
+
+
 def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     quantized("residual", "w1a1")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -23,6 +24,7 @@ from binarize_onnx import io, pipeline
 from binarize_onnx.calibration import feeds
 from binarize_onnx.errors import ModelError, NothingMatched, UsageError
 from binarize_onnx.quantize import auto, int8, layer_times, pareto, search, sensitivity, sites
+from binarize_onnx.quantize.drop_bound import Drop
 from binarize_onnx.quantize.layer_times import LayerTimes, NetworkTime
 from binarize_onnx.quantize.pareto import Point
 from binarize_onnx.quantize.plan import Settings
@@ -497,3 +499,102 @@ def test_calls_that_cannot_be_answered(
     np.savez(tmp_path / "odd.npz", x=x, labels=np.full(40, 9))
     done = command("sensitivity", net, "--calibration-data", tmp_path / "odd.npz")
     assert (done.code, "labels go from" in done.err) == (3, True)
+
+
+def test_a_sample_that_is_nan_has_its_number_in_the_file(
+    files: dict[str, Path],
+    command: Command,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """And not that in the part of the samples that it came into."""
+    x = images(40)
+    x[31, 0, 0, 0] = np.nan
+    np.savez(tmp_path / "nan.npz", x=x)
+    done = command("sensitivity", files["net.onnx"], "--calibration-data", tmp_path / "nan.npz")
+    assert (done.code, "in sample 31." in done.err) == (3, True), done.err
+
+
+def test_samples_of_a_model_with_a_fixed_batch_are_divided_into_batches(source: io.Source) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(source.model)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 8
+    fixed = io.read(model)
+    fitted, judged = auto.samples(fixed, pipeline.Config(), {"x": images(40)})
+    assert (fitted.count, judged.count) == (8, 32)
+    assert (judged.first(20).count, judged.first(3).count) == (16, 8)
+    rows = auto.rank(fixed, pipeline.Config(), fitted, judged, Precision(1, 1), settings=FAST).rows
+    assert {row.name for row in rows} == set(INNER)
+    with pytest.raises(ModelError, match="8 samples, which the model takes at once"):
+        auto.samples(fixed, pipeline.Config(), {"x": images(8)})
+
+
+def test_a_dry_run_draws_nothing(
+    files: dict[str, Path],
+    command: Command,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made_up(monkeypatch, {"w1a1": 10.0})
+    auto_search = ("--ptq", "auto", "--ptq-weights", "greedy", "--calibration-data", files["data.npz"])
+    out, front = files["out.onnx"], files["f.svg"]
+    done = command(
+        "convert", files["net.onnx"], out, *auto_search, "--max-drop", "99", "--front-svg", front, "--dry-run"
+    )
+    assert (done.code, out.exists(), front.exists()) == (0, False, False), done.err
+
+
+def test_int8_that_misses_the_budget_itself_is_told_of_and_never_written(
+    files: dict[str, Path],
+    command: Command,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has all the operations."""
+    made_up(monkeypatch, {"w1a1": 10.0}, eight=50.0)
+    auto_search = ("--ptq", "auto", "--ptq-weights", "greedy", "--calibration-data", files["data.npz"])
+    convert = ("convert", files["net.onnx"], files["out.onnx"], *auto_search, "--target-ops", "0.9")
+    done = command(*convert)
+    assert (done.code, files["out.onnx"].exists()) == (4, False)
+    assert "int8 is better here" in done.err
+    assert "it misses the budget" in done.err
+    done = command(*convert, "--allow-int8")
+    assert (done.code, files["out.onnx"].exists()) == (1, False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--labels", "labels.npy"),
+        ("--metric", "accuracy"),
+        ("--ptq", "w1a1", "--selection-data", "more.npz"),
+        ("--resume", "folder"),
+        ("--ptq", "auto", "--max-drop", "5", "--resume", "folder"),
+    ],
+)
+def test_options_that_nothing_would_look_at(
+    files: dict[str, Path],
+    command: Command,  # noqa: F811
+    options: tuple[str, ...],
+) -> None:
+    done = command("convert", files["net.onnx"], files["out.onnx"], "--calibration-data", files["bare.npz"], *options)
+    assert done.code == 2
+    assert "--ptq" in done.err
+
+
+def test_an_operation_count_needs_sizes(source: io.Source, fitted: Labelled, judged: Labelled) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(source.model)
+    for axis in (2, 3):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = f"size{axis}"
+    with pytest.raises(UsageError, match="sizes are open"):
+        searched(io.read(model), fitted, judged, target_ops=0.5)
+
+
+def test_what_is_not_finite_is_no_number_in_json() -> None:
+    """One sample says nothing of how PSNR varies, and a network that gives infinities has lost everything."""
+    one = Drop(1, 1, 0, 3.0, "dB", float("inf"))
+    broken = replace(point(10.0, float("inf")), quality=float("nan"), drop=one)
+    assert (one.to_json()["bound"], broken.to_json()["loss"], broken.to_json()["quality"]) == (None, None, None)
+    json.dumps(broken.to_json(), allow_nan=False)
+    picture = pareto.svg([broken, point(20.0, 0.0, "float")], "psnr", "dB")
+    assert "inf" not in picture.replace("infinite", "")
+    assert "nan" not in picture.replace(f"psnr {broken.quality:.2f}", "")

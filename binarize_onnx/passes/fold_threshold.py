@@ -115,7 +115,7 @@ def _fold(pack: Pack, chain: Callable[[Array], Array], like: tuple[int, ...]) ->
     if np.any(falls != falling):  # part of the thresholds can never be reached, or always
         return None
     if np.any(falling):
-        ascending = np.all(np.diff(threshold, axis=pack.axis) >= 0)
+        ascending = np.array_equal(threshold, np.sort(threshold, axis=pack.axis))  # infinities are among them
         if not ascending or not _complements(pack.encode):
             return None
         moved = np.where(falling, np.flip(moved, axis=pack.axis), moved)

@@ -81,11 +81,10 @@ def samples(
     given = only_labels(load_data(Path(labels))) if isinstance(labels, (str, os.PathLike)) else labels
     if selection is None:
         every = scoring.read(model, replayed(data), given)
-        if every.count < FEWEST:
-            raise ModelError(
-                f"the data has {every.count} sample: some are to fit to and others to judge on.", fix="Give more."
-            )
-        return every.split(max(1, min(MOST_FITTED, every.count // 3)), seed)
+        if every.count < FEWEST * every.batch:
+            number = "1 sample" if every.count == 1 else f"{every.count} samples, which the model takes at once"
+            raise ModelError(f"the data has {number}: some are to fit to and others to judge on.", fix="Give more.")
+        return every.split(min(MOST_FITTED, every.count // 3), seed)
     if _path(data) is not None and _path(data) == _path(selection):
         raise UsageError(
             "the samples to fit to and those to judge on are the same:",
@@ -94,13 +93,13 @@ def samples(
     return scoring.read(model, replayed(data)), scoring.read(model, replayed(selection), given)
 
 
-def require_metric(judge: Judge, wanted: Metric | None) -> None:
+def require_metric(judge: Judge, wanted: Metric) -> None:
     """Refuse to judge by something else than the caller wants.
 
     Raises:
         UsageError: accuracy needs class numbers, PSNR needs targets.
     """
-    if wanted is None or judge.metric == wanted:
+    if judge.metric == wanted:
         return
     if wanted in ("accuracy", "psnr"):
         missing = "class numbers" if wanted == "accuracy" else "targets of the output's shape"
@@ -126,7 +125,8 @@ def rank(
     if not plan:
         raise preset.nothing_to_choose(left)
     judge = Judge(network.model, judged)
-    require_metric(judge, metric)
+    if metric is not None:
+        require_metric(judge, metric)
     plans = {name: (p,) for name, p in plan.items()}
     return Ranking(
         judge, sensitivity.ranked(sensitivity.measure(network, fitted.inputs, judge, plans, settings, progress))
@@ -145,7 +145,8 @@ def convert(
     progress: Progress | None = None,
 ) -> Found:
     """What `convert --ptq auto` does: see `search.search`."""
-    require_metric(Judge(sites.find(source.model, config).model, judged), metric)
+    if metric is not None:
+        require_metric(Judge(sites.find(source.model, config).model, judged), metric)
     return search.search(source, fitted, judged, budget, config=config, threads=threads, progress=progress)
 
 
@@ -174,7 +175,8 @@ class Searched:
         """
         if self.found.chosen is not None and not self.writes(int8=int8, unchanged=unchanged):
             option = "--allow-int8" if self.found.chosen.kind == "int8" else "--allow-unchanged"
-            raise NothingMatched(f"{self.found.verdict} Nothing was written;", fix=f"{option} writes it.")
+            fix = f"{option} writes it." if all(gate.passed for gate in self.found.gates) else "it misses the budget."
+            raise NothingMatched(f"{self.found.verdict} Nothing was written;", fix=fix)
 
 
 def convert_file(

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from math import ceil, floor, sqrt
+from math import ceil, floor, isfinite, sqrt
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -64,8 +64,13 @@ class Drop:
         return 100 * upper_bound(self.lost, self.gained, self.samples, self.confidence)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by name, and the bound."""
-        return {**asdict(self), "bound": self.bound}
+        """The fields by name, and the bound; None for what is not finite."""
+        return {key: finite(value) for key, value in {**asdict(self), "bound": self.bound}.items()}
+
+
+def finite(value: Any) -> Any:
+    """The value, or None for a number that JSON does not have."""
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def drop(before: Flags, after: Flags, confidence: float = CONFIDENCE) -> Drop:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Literal
 from xml.sax.saxutils import escape
 
-from binarize_onnx.quantize.drop_bound import Drop
+from binarize_onnx.quantize.drop_bound import Drop, finite
 from binarize_onnx.report import printable
 
 Kind = Literal["float", "int8", "mixed"]
@@ -55,8 +56,8 @@ class Point:
         return {
             "name": self.name,
             "kind": self.kind,
-            "quality": self.quality,
-            "loss": self.loss,
+            "quality": finite(self.quality),
+            "loss": finite(self.loss),
             "drop": None if self.drop is None else self.drop.to_json(),
             "us": self.us,
             "speedup": self.speedup,
@@ -95,11 +96,12 @@ def svg(points: Sequence[Point], quality: str, unit: str, chosen: Point | None =
     """Time to the right, what is lost upwards; the front is joined by a line. Plain SVG, without libraries."""
     best = front(points)
     longest = max(p.us for p in points) * 1.05
-    losses = [p.loss for p in points]
-    low, high = min(0.0, *losses), max(losses)
+    losses = [p.loss for p in points if isfinite(p.loss)]  # what has lost everything lies at the upper edge
+    low, high = min(0.0, *losses), max(0.0, *losses)
     high = high + 0.05 * (high - low or 1.0)
 
     def at(us: float, loss: float) -> tuple[float, float]:
+        loss = loss if isfinite(loss) else high
         x = LEFT + us / longest * (WIDTH - LEFT - RIGHT)
         return round(x, 1), round(HEIGHT - BOTTOM - (loss - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 

@@ -30,7 +30,7 @@ from binarize_onnx.quantize.patches import Patches
 from binarize_onnx.quantize.plan import Plan, Settings
 from binarize_onnx.quantize.precision import Precision
 from binarize_onnx.quantize.sites import Network, Site
-from binarize_onnx.quantize.stream import Segment, Spool, outer_reads
+from binarize_onnx.quantize.stream import Segment, Spool, outer_reads, reading, writing
 from binarize_onnx.quantize.weights import Bases, Moments, approximate, solve
 from binarize_onnx.verify.graphs import caller_inputs
 
@@ -169,7 +169,7 @@ class _Fit:
     outside: float
 
     def save(self, path: Path) -> None:
-        with io.atomic_write(path) as file:
+        with writing(path), io.atomic_write(path) as file:
             np.savez(
                 file,
                 threshold=self.levels.threshold,
@@ -184,7 +184,7 @@ class _Fit:
 
     @classmethod
     def load(cls, path: Path) -> _Fit:
-        with np.load(path, allow_pickle=False) as found:
+        with reading(path), np.load(path, allow_pickle=False) as found:
             levels = Levels(found["threshold"], found["low"], found["step"])
             bases = Bases(found["signs"], found["scale"], found["shift"])
             return cls(levels, bases, int(found["patches"]), float(found["outside"]))
@@ -262,7 +262,7 @@ class _Calibration:
         for k in range(1, self._cuts.last):
             if k > done:
                 self._advance(k)
-            self._fit(k)
+            self._fit(k, kept=k < done)
         outputs = self._compare_outputs()
         rows = [self._row(k) for k in range(1, self._cuts.last)]
         warnings = _warnings(outputs, self._samples)
@@ -280,25 +280,36 @@ class _Calibration:
         done = 0
         if mark.exists():
             self._digest = _digest(feed)
-            if json.loads(mark.read_text()) != self._calculation():
+            with reading(mark):
+                kept = json.loads(mark.read_text())
+            if kept != self._calculation():
                 raise UsageError(
                     f"{self._folder} holds the work on another model or other data, or with other options:",
                     fix="name another folder to begin anew.",
                 )
-            done = max(k for k in range(self._cuts.last) if self._stage(k).is_complete)
+            with reading(self._folder):
+                done = max(k for k in range(self._cuts.last) if self._stage(k).is_complete)
         else:
-            if self._folder.exists() and any(self._folder.iterdir()) and not self._stage(0).folder.exists():
+            if self._holds_something_else():
                 raise UsageError(f"{self._folder} is not empty, and holds no work of ours:", fix="name another folder.")
             self._progress("reading the samples")
             samples = self._stage(0)
             samples.begin()
             self._digest = _digest(self._kept(feed, samples))
             samples.finish({"batches": self._batches, "samples": self._samples, "errors": []})
-            with io.atomic_write(mark) as file:
+            with writing(mark), io.atomic_write(mark) as file:
                 file.write(json.dumps(self._calculation()).encode())
         note = self._stage(done).note
-        self._batches, self._samples, self._errors = note["batches"], note["samples"], note["errors"]
+        with reading(self._folder):
+            self._batches, self._samples, self._errors = note["batches"], note["samples"], note["errors"]
         return done
+
+    def _holds_something_else(self) -> bool:
+        """Whether the folder is a file, or has files and no stage that was begun."""
+        if not self._folder.is_dir():
+            return self._folder.exists()
+        with reading(self._folder):
+            return any(self._folder.iterdir()) and not self._stage(0).folder.exists()
 
     def _kept(self, feed: Iterator[Mapping[str, Array]], spool: Spool) -> Iterator[Mapping[str, Array]]:
         """The samples, written to the first stage as they go by."""
@@ -366,11 +377,11 @@ class _Calibration:
 
     # --- One layer -----------------------------------------------------------------------------------------------
 
-    def _fit(self, k: int) -> None:
-        """Find out how layer k is quantized, or read it."""
+    def _fit(self, k: int, *, kept: bool) -> None:
+        """Find out how layer k is quantized, or read it; it must be there if a later stage was finished."""
         site, precision = self._sites[k - 1], self._plan[self._sites[k - 1].name]
         path = self._folder / f"layer.{k:04d}.npz"
-        if path.exists():
+        if kept or path.exists():
             fit = _Fit.load(path)
         else:
             self._progress(f"layer {k} of {len(self._sites)}: {site.name} ({precision})")

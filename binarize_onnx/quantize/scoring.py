@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from binarize_onnx.calibration import CalibrationData, Samples, feeds, load_samples, samples_of
+from binarize_onnx.calibration import CalibrationData, Samples, feeds, load_samples, require_finite, samples_of
 from binarize_onnx.errors import ModelError, UsageError
 from binarize_onnx.images import ImageFolder, Images
 from binarize_onnx.passes.base import Array
 from binarize_onnx.quantize.drop_bound import Drop, drop
 from binarize_onnx.quantize.post_training import batch_size
-from binarize_onnx.verify.data import fitting_labels, require_fitting
+from binarize_onnx.verify.data import fitting_labels, own_batches, require_fitting
 from binarize_onnx.verify.graphs import caller_inputs
 from binarize_onnx.verify.session import Runner
 
@@ -44,10 +44,12 @@ class Labelled:
     Attributes:
         inputs: by name; arrays, or images that are read when they are asked for.
         labels: class numbers [N], targets of the shape of the output, or None.
+        batch: how many the model takes at once, where that is fixed: parts of the samples are multiples of it.
     """
 
     inputs: Samples
     labels: Array | None = None
+    batch: int = 1
 
     @property
     def count(self) -> int:
@@ -59,12 +61,20 @@ class Labelled:
         inputs = {
             n: v.take(indices) if isinstance(v, Images) else np.asarray(v)[indices] for n, v in self.inputs.items()
         }
-        return Labelled(inputs, None if self.labels is None else self.labels[indices])
+        return Labelled(inputs, None if self.labels is None else self.labels[indices], self.batch)
+
+    def first(self, most: int) -> Labelled:
+        """The first samples, `most` of them at most, but one batch at least."""
+        return self.take(np.arange(min(self._whole(most), self.count)))
 
     def split(self, first: int, seed: int) -> tuple[Labelled, Labelled]:
-        """`first` samples chosen by chance, and the others; both in the order of the data."""
+        """`first` samples chosen by chance, or nearly so many, and the others; both in the order of the data."""
+        first = self._whole(first)
         order = np.random.default_rng(seed).permutation(self.count)
         return self.take(np.sort(order[:first])), self.take(np.sort(order[first:]))
+
+    def _whole(self, number: int) -> int:
+        return max(number // self.batch, 1) * self.batch
 
 
 def read(model: onnx.ModelProto, data: CalibrationData, labels: Array | None = None) -> Labelled:
@@ -73,7 +83,8 @@ def read(model: onnx.ModelProto, data: CalibrationData, labels: Array | None = N
     What a `CalibrationDataReader` gives is kept in memory.
 
     Raises:
-        ModelError: the data cannot be read, has no samples or does not fit the model; or inputs differ in number.
+        ModelError: the data cannot be read, has no samples, does not fit the model or is not finite; or inputs differ
+            in number.
         UsageError: the data is no such thing.
     """
     if isinstance(data, (str, ImageFolder)) or hasattr(data, "__fspath__"):
@@ -87,10 +98,12 @@ def read(model: onnx.ModelProto, data: CalibrationData, labels: Array | None = N
             inputs = {name: values for name, values in inputs.items() if name != "labels"}
             labels = own if labels is None else labels
     require_fitting(model, inputs)
+    # here, before they are divided: a number of a sample is one of the caller's
+    require_finite({name: np.asarray(values) for name, values in inputs.items() if not isinstance(values, Images)})
     counts = {values.shape[0] if values.ndim else None for values in inputs.values()}
     if len(counts) != 1 or None in counts:
         raise ModelError("the inputs do not have the same number of samples.")
-    found = Labelled(inputs, labels)
+    found = Labelled(inputs, labels, max(own_batches(model), default=1))
     if not found.count:
         raise ModelError("the data has no samples.")
     if labels is not None and (not labels.ndim or labels.shape[0] != found.count):

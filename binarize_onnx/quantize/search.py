@@ -176,7 +176,7 @@ def search(
 
     Raises:
         ModelError: samples do not fit, or a model does not run.
-        UsageError: the budget needs labels, or more samples.
+        UsageError: the budget needs labels, more samples, or sizes that the model leaves open.
         NothingMatched: the network has no layer that can be quantized.
     """
     config = replace(config or pipeline.Config(), ptq=None, edges="float", emit="compiled")
@@ -192,6 +192,8 @@ def require_samples(budget: Budget, judge: Judge) -> None:
     if budget.max_drop is None:
         return
     require_budget(judge)
+    if judge.unit == "dB" and judge.samples.count < 2:
+        raise UsageError("one sample shows nothing of how far PSNR varies:", fix="give more to select on.")
     if judge.unit != "points" or 100 * smallest_bound(judge.samples.count) <= budget.max_drop:
         return
     needed = judge.samples.count
@@ -228,9 +230,14 @@ class _Search:
         self._precisions = tuple(sorted(set(precisions)))
         self._judge = Judge(network.model, selection)
         require_samples(budget, self._judge)
+        if budget.target_ops is not None and any(site.macs is None for site in network.sites):
+            raise UsageError(
+                "a share of the operations is demanded, and sizes are open: nothing tells how many there are.",
+                fix="Fix them with --input-shape.",
+            )
         self._feed = next(feeds(network.model, calibration.inputs, 1))
         self._by_ops = budget.target_ops is not None and budget.max_drop is None and budget.target_speedup is None
-        self._ranges = calibration.take(np.arange(min(RANGES_FROM, calibration.count)))
+        self._ranges = calibration.first(RANGES_FROM)
         self._candidates: dict[tuple[tuple[str, Precision], ...], list[Candidate]] = {}
         self._float_ops = float(sum(site.macs or 0 for site in network.sites))
         self._notes: list[str] = []
@@ -244,8 +251,8 @@ class _Search:
         out = sum(not precisions for precisions in wanted.values())
         if out:
             self._notes.append(f"{out} of {len(wanted)} layers are no faster in any precision than in int8 or float32")
-        some = self._calibration.take(np.arange(min(RANKED_ON, self._calibration.count)))
-        first = self._judge.samples.take(np.arange(min(RANKED_ON, self._judge.samples.count)))
+        some = self._calibration.first(RANKED_ON)
+        first = self._judge.samples.first(RANKED_ON)
         found = sensitivity.measure(
             self._network,
             some.inputs,
@@ -462,8 +469,8 @@ class _Search:
             words = f"it is {p.speedup:.2f} times as fast as the float model"
             gates.append(at_least("target-speedup", p.speedup, budget.target_speedup, words, lambda v: f"{v:g}"))
         if budget.target_ops is not None:
-            share = p.ops / self._float_ops if self._float_ops else None
-            words = "operations are unknown" if share is None else f"it has {percent(share)} of the operations"
+            share = p.ops / self._float_ops
+            words = f"it has {percent(float(f'{share:.3g}'))} of the operations"
             gates.append(at_most("target-ops", share, budget.target_ops, words, percent))
         return gates
 
@@ -475,7 +482,7 @@ class _Search:
             found.append((bound - budget.max_drop) / max(budget.max_drop, 0.1))
         if budget.target_speedup is not None:
             found.append(budget.target_speedup / p.speedup - 1)
-        if budget.target_ops is not None and self._float_ops:
+        if budget.target_ops is not None:
             found.append(p.ops / self._float_ops / budget.target_ops - 1)
         return max(found)
 

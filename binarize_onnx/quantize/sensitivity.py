@@ -22,7 +22,7 @@ from binarize_onnx.calibration import CalibrationData, feeds
 from binarize_onnx.passes.base import Array
 from binarize_onnx.quantize import rewrite
 from binarize_onnx.quantize.activations import ActivationStatistics, Levels
-from binarize_onnx.quantize.drop_bound import Drop
+from binarize_onnx.quantize.drop_bound import Drop, finite
 from binarize_onnx.quantize.patches import Patches
 from binarize_onnx.quantize.plan import Settings
 from binarize_onnx.quantize.post_training import Progress, batch_size, fitted, input_axis
@@ -63,8 +63,8 @@ class Sensitivity:
         return {
             "name": self.name,
             "precision": str(self.precision),
-            "divergence": self.divergence if np.isfinite(self.divergence) else None,
-            "lost": None if self.drop is None else self.drop.drop,
+            "divergence": finite(self.divergence),
+            "lost": None if self.drop is None else finite(self.drop.drop),
             "macs": self.macs,
         }
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import onnx
@@ -25,6 +27,34 @@ from binarize_onnx.verify.session import Runner
 MARK = "complete.json"  # the last file of a stage
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Refuse a file of a folder of work that is cut short, or missing.
+
+    Raises:
+        ModelError: the block cannot read or understand it.
+    """
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError, EOFError, BadZipFile):
+        words = "the work that was kept there is damaged;"
+        raise ModelError(words, where=str(path), fix="delete the folder, or name another one, to begin anew.") from None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Refuse a folder that takes no files.
+
+    Raises:
+        ModelError: the disk is full, or the folder must not be written to, say.
+    """
+    try:
+        yield
+    except OSError as error:
+        words = f"work between two layers cannot be stored: {error.strerror or error};"
+        raise ModelError(words, where=str(path), fix="make room, or name a folder that has some.") from None
+
+
 class Spool:
     """The tensors of one stage, of all batches, in a folder.
 
@@ -36,7 +66,7 @@ class Spool:
         self.folder = folder
         self._indices: dict[str, int] = {}
         if self.is_complete:
-            self._indices = json.loads((folder / MARK).read_text())["tensors"]
+            self._indices = dict(self._kept("tensors"))
 
     @property
     def is_complete(self) -> bool:
@@ -46,8 +76,7 @@ class Spool:
     @property
     def note(self) -> dict[str, Any]:
         """What was said of a complete stage when it was finished."""
-        found: dict[str, Any] = json.loads((self.folder / MARK).read_text())["note"]
-        return found
+        return dict(self._kept("note"))
 
     @property
     def names(self) -> set[str]:
@@ -57,7 +86,8 @@ class Spool:
     def begin(self) -> None:
         """Forget what is left of an unfinished one."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True)
         self._indices = {}
 
     def write(self, batch: int, tensors: Mapping[str, Array]) -> None:
@@ -68,31 +98,41 @@ class Spool:
         """
         for name, values in tensors.items():
             index = self._indices.setdefault(name, len(self._indices))
-            try:
+            with writing(self.folder):
                 np.save(self._path(batch, index), values, allow_pickle=False)
-            except OSError as error:
-                words = f"the tensors between two layers cannot be stored: {error.strerror or error};"
-                raise ModelError(
-                    words, where=str(self.folder), fix="make room, or name a folder that has some."
-                ) from None
 
     def finish(self, note: Mapping[str, Any]) -> None:
         """Every batch has been written."""
-        with io.atomic_write(self.folder / MARK) as file:
+        with writing(self.folder), io.atomic_write(self.folder / MARK) as file:
             file.write(json.dumps({"tensors": self._indices, "note": dict(note)}).encode())
 
     def read(self, batch: int, names: Iterable[str]) -> dict[str, Array]:
-        """Tensors of a batch."""
-        return {name: np.load(self._path(batch, self._indices[name]), allow_pickle=False) for name in names}
+        """Tensors of a batch.
+
+        Raises:
+            ModelError: a file is damaged.
+        """
+        found = {}
+        for name in names:
+            path = self._path(batch, self._indices[name])
+            with reading(path):
+                found[name] = np.load(path, allow_pickle=False)
+        return found
 
     def shape(self, batch: int, name: str) -> tuple[int, ...]:
         """The shape of one, which is read without the tensor."""
-        return tuple(np.load(self._path(batch, self._indices[name]), mmap_mode="r", allow_pickle=False).shape)
+        path = self._path(batch, self._indices[name])
+        with reading(path):
+            return tuple(np.load(path, mmap_mode="r", allow_pickle=False).shape)
 
     def remove(self) -> None:
         """Delete it; one that is deleted in part does not count as finished."""
         (self.folder / MARK).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _kept(self, key: str) -> Any:
+        with reading(self.folder / MARK):
+            return json.loads((self.folder / MARK).read_text())[key]
 
     def _path(self, batch: int, index: int) -> Path:
         return self.folder / f"{batch:06d}.{index}.npy"

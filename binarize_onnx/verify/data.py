@@ -127,6 +127,12 @@ def require_fitting(model: onnx.ModelProto, inputs: Mapping[str, Rows]) -> None:
             raise ModelError(f"input `{name}` takes shape [{wanted}], the data is {list(values.shape)}.")
 
 
+def own_batches(model: onnx.ModelProto) -> set[int]:
+    """The batch sizes that the model's inputs declare; none where all leave it open."""
+    shapes = [_declared(tensor_type) for tensor_type in caller_inputs(model).values()]
+    return {shape[0] for shape in shapes if shape and shape[0] is not None}
+
+
 def batches(model: onnx.ModelProto, inputs: Mapping[str, Rows], batch: int) -> Iterator[tuple[Arrays, slice]]:
     """The data, `batch` samples at a time or as many as the model's own batch size says, and which of all they are."""
     sizes = {values.shape[0] for values in inputs.values() if values.ndim}
@@ -139,8 +145,7 @@ def batches(model: onnx.ModelProto, inputs: Mapping[str, Rows], batch: int) -> I
     (count,) = sizes
     if count == 0:
         raise ModelError("the data has no samples.")
-    shapes = [_declared(tensor_type) for tensor_type in caller_inputs(model).values()]
-    own = {shape[0] for shape in shapes if shape and shape[0] is not None}
+    own = own_batches(model)
     if own:
         batch = min(own)
     if len(own) > 1 or (own and count % batch):
