@@ -21,7 +21,6 @@ import onnx
 from binarize_onnx import io, opset, shapes
 from binarize_onnx.calibration import CalibrationData, feeds
 from binarize_onnx.errors import ModelError, UsageError
-from binarize_onnx.gates import percent
 from binarize_onnx.passes.base import Array
 from binarize_onnx.quantize import rewrite
 from binarize_onnx.quantize.activations import ActivationStatistics, Levels
@@ -91,7 +90,7 @@ class OutputAgreement:
 
     def __str__(self) -> str:
         """The comparison in words."""
-        kept = "" if self.agreement is None else f"; {percent(self.agreement)} keep their class"
+        kept = "" if self.agreement is None else f"; {self.agreement:.2%} keep their class"
         return f"`{self.name}` differs from the float network's by {self.error:.2%} of its variance{kept}"
 
 
