@@ -50,12 +50,13 @@ DROPS = (1.0, 3.0, 10.0)
 SECONDS = 10.0  # of timing networks in turns
 GROWTH = (125, 250, 500, 1000)  # images
 LADDER = {
-    "naive": Settings("sign", "zero", "none", compensate=False),
-    "least squares": Settings("sign", "zero", "ls", compensate=False),
-    "thresholds": Settings("sign", "means", "ls", compensate=False),
-    "reconstruction": Settings("recon", "means", "ls", compensate=False),
-    "GPTQ": Settings("gptq", "means", "ls", compensate=False),
-    "and shortcuts": Settings(),
+    "naive": Settings("sign", "zero", "none", compensate=False, readout=False),
+    "least squares": Settings("sign", "zero", "ls", compensate=False, readout=False),
+    "thresholds": Settings("sign", "means", "ls", compensate=False, readout=False),
+    "reconstruction": Settings("recon", "means", "ls", compensate=False, readout=False),
+    "GPTQ": Settings("gptq", "means", "ls", compensate=False, readout=False),
+    "and shortcuts": Settings(readout=False),
+    "and the last layer": Settings(),
 }
 
 

@@ -68,3 +68,27 @@ def test_the_nodes_compute_the_formula(name: str, bases: int, bits: int) -> None
             outputs = slice(group * site.outputs // site.group, (group + 1) * site.outputs // site.group)
             formula = rows.astype(np.float64) @ weights[outputs].T + found.shift[outputs]
             np.testing.assert_allclose(answers, formula, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["plain_forms", "one_dimension", "products"])
+def test_a_float_layer_has_everything_in_it_that_was_folded(name: str) -> None:
+    model = NETWORKS[name]()
+    network = sites.find(model)
+    inputs = samples(model, 2)
+    wanted = {tensor for site in network.sites for tensor in (site.input, site.output)}
+    tensors = {**inputs, **Runner(network.model, sorted(wanted - set(inputs))).run(inputs)}
+    for site in network.sites:
+        part = rewrite.float_layer(site, site.weights.reshape(site.outputs, -1), site.bias, unique())
+        assert (part.nodes[0].name, part.nodes[0].op_type) == (site.name, site.op)
+        x, z = tensors[site.input], tensors[site.output]
+        graph = helper.make_graph(
+            part.nodes,
+            "layer",
+            [helper.make_tensor_value_info(site.input, TensorProto.FLOAT, x.shape)],
+            [helper.make_tensor_value_info(site.output, TensorProto.FLOAT, z.shape)],
+            part.constants,
+        )
+        layer = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+        onnx.checker.check_model(layer, full_check=True)
+        (computed,) = Runner(layer).run({site.input: x}).values()
+        np.testing.assert_allclose(computed, z, rtol=1e-4, atol=1e-4)

@@ -29,6 +29,7 @@ class Settings:
         correction: what is behind the layer: scales of the method alone (`none`), or fitted to the float layer's
             output by least squares (`ls`).
         compensate: where a shortcut is added to the layer, let it also make up for what the shortcut has lost.
+        readout: fit the weights of the last layers, which stay float, again to what the quantized ones give them.
         patches: at most so many rows of the input of a layer are looked at.
         seed: of the choice of these.
     """
@@ -37,6 +38,7 @@ class Settings:
     thresholds: ThresholdMethod = "means"
     correction: Correction = "ls"
     compensate: bool = True
+    readout: bool = True
     patches: int = 1 << 17
     seed: int = 0
 

@@ -1,7 +1,8 @@
 """A float model to one in ideal form, layer after layer: what `convert --ptq` does before it compiles.
 
 Layers are taken in the order of the graph. Each is fitted on the inputs that the quantized network before it really
-gives, so that it makes up for the errors in front of it, to what the float network computes there.
+gives, so that it makes up for the errors in front of it, to what the float network computes there. The last layers,
+which stay float unless the plan names them, get new weights in the same way.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from binarize_onnx.quantize.cuts import Cuts
 from binarize_onnx.quantize.patches import Patches
 from binarize_onnx.quantize.plan import Plan, Settings
 from binarize_onnx.quantize.precision import Precision
+from binarize_onnx.quantize.readout import refit
 from binarize_onnx.quantize.sites import Network, Site
 from binarize_onnx.quantize.stream import Segment, Spool, outer_reads, reading, writing
-from binarize_onnx.quantize.weights import Bases, Moments, approximate, solve
+from binarize_onnx.quantize.weights import MAX_INPUTS, Bases, Moments, approximate, solve
 from binarize_onnx.verify.graphs import caller_inputs
 
 TENSOR_BYTES = 1 << 24  # of the largest tensor of a batch: as many samples go into one as that allows
@@ -104,6 +106,7 @@ class Quantized:
         outputs: a row for each output.
         samples: how many there were.
         samples_sha256: of all of them.
+        refitted: the layers that stay float, with other weights.
         warnings: about the network as a whole.
     """
 
@@ -112,6 +115,7 @@ class Quantized:
     outputs: list[OutputAgreement]
     samples: int
     samples_sha256: str
+    refitted: tuple[str, ...]
     warnings: list[str]
 
 
@@ -155,6 +159,16 @@ def quantize(
         return _Calibration(network, plan, settings, resume, progress or (lambda _: None)).run(data)
 
 
+def readouts(network: Network, plan: Plan) -> list[Site]:
+    """The last layers that a plan leaves float and that read something of what it quantizes."""
+    touched = Cuts(network.model, [site for site in network.sites if site.name in plan]).touched
+    return [
+        site
+        for site in network.sites
+        if site.edge == "last" and site.name not in plan and site.input in touched and site.length <= MAX_INPUTS
+    ]
+
+
 @dataclass(frozen=True, eq=False)
 class _Fit:
     """How one layer is quantized: levels of its input, bases of its weights, rows that these were fitted to.
@@ -190,8 +204,25 @@ class _Fit:
 
 
 @dataclass(frozen=True, eq=False)
+class _Refit:
+    """The weights of a layer that stays float: [O, D], and its bias [O]."""
+
+    weights: Array
+    bias: Array
+
+    def save(self, path: Path) -> None:
+        with writing(path), io.atomic_write(path) as file:
+            np.savez(file, weights=self.weights, bias=self.bias)
+
+    @classmethod
+    def load(cls, path: Path) -> _Refit:
+        with reading(path), np.load(path, allow_pickle=False) as found:
+            return cls(found["weights"], found["bias"])
+
+
+@dataclass(frozen=True, eq=False)
 class _Rewritten:
-    """A layer in ideal form; `activation` is None if an earlier layer computes the same levels."""
+    """A layer as it is written; `activation` is None if it has none or an earlier layer computes the same levels."""
 
     level: str
     activation: rewrite.Part | None
@@ -241,14 +272,15 @@ class _Calibration:
     def __init__(self, network: Network, plan: Plan, settings: Settings, folder: Path, progress: Progress) -> None:
         self._model, self._plan, self._settings = network.model, plan, settings
         self._folder, self._progress = folder, progress
-        self._cuts = Cuts(network.model, [site for site in network.sites if site.name in plan])
+        last = readouts(network, plan) if settings.readout else []
+        self._cuts = Cuts(network.model, [*(site for site in network.sites if site.name in plan), *last])
         self._sites = self._cuts.sites
         shortcuts = [self._cuts.shortcut(k) for k in range(1, self._cuts.last)]
         self._shortcuts = shortcuts if settings.compensate else [None] * len(shortcuts)
         self._constants = {t.name: t for t in network.model.graph.initializer}
         self._names = {*self._constants, *caller_inputs(network.model)}
         self._names |= {name for node in network.model.graph.node for name in (node.name, *node.output)}
-        self._fits: list[_Fit] = []
+        self._fits: list[_Fit | _Refit] = []
         self._activations: dict[tuple[str, int], tuple[Levels, str]] = {}  # by tensor and bits
         self._layers: list[_Rewritten] = []
         self._errors: list[float] = []  # of the layers that are fitted, but for the last
@@ -263,9 +295,10 @@ class _Calibration:
                 self._advance(k)
             self._fit(k, kept=k < done)
         outputs = self._compare_outputs()
-        rows = [self._row(k) for k in range(1, self._cuts.last)]
+        rows = [self._row(k, fit) for k, fit in enumerate(self._fits, 1) if isinstance(fit, _Fit)]
+        refitted = tuple(site.name for site in self._sites if site.name not in self._plan)
         warnings = _warnings(outputs, self._samples)
-        return Quantized(self._assembled(), rows, outputs, self._samples, self._digest, warnings)
+        return Quantized(self._assembled(), rows, outputs, self._samples, self._digest, refitted, warnings)
 
     # --- The folder ----------------------------------------------------------------------------------------------
 
@@ -365,7 +398,7 @@ class _Calibration:
             given = before.read(batch, before.names)
             reference = {name: given[FLOAT + name] for name in stored[0]}
             result = {name: given[QUANTIZED + name] for name in stored[1]}
-            if k > 1:
+            if k > 1 and isinstance(fit, _Fit):
                 x = (result if site.input in cuts.touched else reference)[site.input]
                 result[level] = fit.levels.reached(x, input_axis(site)).astype(np.float32)
             del given
@@ -378,50 +411,78 @@ class _Calibration:
 
     def _fit(self, k: int, *, kept: bool) -> None:
         """Find out how layer k is quantized, or read it; it must be there if a later stage was finished."""
-        site, precision = self._sites[k - 1], self._plan[self._sites[k - 1].name]
+        site = self._sites[k - 1]
+        precision = self._plan.get(site.name)
         path = self._folder / f"layer.{k:04d}.npz"
+        fit: _Fit | _Refit
         if kept or path.exists():
-            fit = _Fit.load(path)
+            fit = _Fit.load(path) if precision else _Refit.load(path)
         else:
-            self._progress(f"layer {k} of {len(self._sites)}: {site.name} ({precision})")
-            fit = self._fitted(k, self._stage(k))
+            self._progress(f"layer {k} of {len(self._sites)}: {site.name} ({precision or 'float'})")
+            fit = self._fitted(k, precision) if precision else self._refitted(k)
             fit.save(path)
-        key = (site.input, precision.bits)
+        self._fits.append(fit)
+        self._layers.append(self._rewritten(site, fit))
+
+    def _rewritten(self, site: Site, fit: _Fit | _Refit) -> _Rewritten:
+        if isinstance(fit, _Refit):
+            return _Rewritten(site.input, None, rewrite.float_layer(site, fit.weights, fit.bias, self._unique))
+        key = (site.input, self._plan[site.name].bits)
         activation = None
         if key not in self._activations:
             activation = rewrite.activation(site, fit.levels, self._unique)
             self._activations[key] = fit.levels, activation.nodes[0].output[0]
         level = self._activations[key][1]
-        self._fits.append(fit)
-        self._layers.append(_Rewritten(level, activation, rewrite.product(site, level, fit.bases, self._unique)))
+        return _Rewritten(level, activation, rewrite.product(site, level, fit.bases, self._unique))
 
-    def _fitted(self, k: int, spool: Spool) -> _Fit:
-        site, settings = self._sites[k - 1], self._settings
-        precision = self._plan[site.name]
-        x = (QUANTIZED if site.input in self._cuts.touched else FLOAT) + site.input
-        z = FLOAT + site.output
+    def _fitted(self, k: int, precision: Precision) -> _Fit:
+        site = self._sites[k - 1]
         known = self._activations.get((site.input, precision.bits))
-        levels = known[0] if known else self._levels_of(site, precision, spool, x)
+        levels = known[0] if known else self._levels_of(k, precision)
+        outside = values = 0
+
+        def reached(x: Array) -> Array:
+            nonlocal outside, values
+            outside += _count_outside(levels, np.moveaxis(x, input_axis(site), -1))
+            values += x.size
+            return levels.reached(x, input_axis(site))
+
+        moments = self._moments(k, reached)
+        bases = fitted(site, levels, moments, precision, self._settings)
+        return _Fit(levels, bases, moments[0].count, outside / max(values, 1))
+
+    def _refitted(self, k: int) -> _Refit:
+        site = self._sites[k - 1]
+        weights = np.split(site.weights.reshape(site.outputs, -1), site.group)
+        parts = [refit(m, w) for m, w in zip(self._moments(k, lambda x: x), weights, strict=True)]
+        return _Refit(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+    def _moments(self, k: int, reached: Callable[[Array], Array]) -> list[Moments]:
+        """For each group, those of what layer k reads, as `reached` makes it, and of what it should answer."""
+        site, settings, spool = self._sites[k - 1], self._settings, self._stage(k)
+        x, z = self._input(site), FLOAT + site.output
         other = self._shortcuts[k - 1]
         total = sum(_rows(site, spool.shape(batch, z)) for batch in range(self._batches))
         patches = Patches(site, total, settings.patches, (settings.seed, k))
-        outside = values = 0
         moments = [Moments(site.length, site.outputs // site.group) for _ in range(site.group)]
         for batch in range(self._batches):
             given = spool.read(batch, [x, z, *([FLOAT + other, QUANTIZED + other] if other else [])])
             target = given[z]
             if other:
                 target = target + (given[FLOAT + other] - given[QUANTIZED + other])
-            h = levels.reached(given[x], input_axis(site))
-            outside += _count_outside(levels, np.moveaxis(given[x], input_axis(site), -1))
-            values += given[x].size
+            h = reached(given[x])
             for group, rows, answers in patches.of(batch, h, target):
                 moments[group].update(rows, answers)
             del given, target, h, rows, answers  # before the next batch is read
-        bases = fitted(site, levels, moments, precision, settings)
-        return _Fit(levels, bases, moments[0].count, outside / max(values, 1))
+        return moments
 
-    def _levels_of(self, site: Site, precision: Precision, spool: Spool, x: str) -> Levels:
+    def _input(self, site: Site) -> str:
+        """The tensor of a stage that a layer of the quantized network reads."""
+        return (QUANTIZED if site.input in self._cuts.touched else FLOAT) + site.input
+
+    def _levels_of(self, k: int, precision: Precision) -> Levels:
+        site, spool = self._sites[k - 1], self._stage(k)
+        x = self._input(site)
         statistics = ActivationStatistics(site.channels)
         for batch in range(self._batches):
             try:
@@ -430,8 +491,8 @@ class _Calibration:
                 raise ModelError(f"NaN or infinity reaches layer `{site.name}` on these samples.") from None
         return statistics.levels(precision.bits, self._settings.thresholds)
 
-    def _row(self, k: int) -> QuantizedLayer:
-        site, fit = self._sites[k - 1], self._fits[k - 1]
+    def _row(self, k: int, fit: _Fit) -> QuantizedLayer:
+        site = self._sites[k - 1]
         warnings = []
         if fit.patches < ENOUGH_PATCHES * site.length:
             words = f"{fit.patches} rows of input for {site.length} weights a channel: give more samples"

@@ -135,6 +135,8 @@ def explain(report: Report, trained: PostTrained, bytes_before: int) -> None:
             layer.code, layer.reason = trained.left[layer.name].code, trained.left[layer.name].sentence
     report.post_training = [str(out) for out in quantized.outputs]
     report.notes += [f"`{row.name}`: {warning}" for row in quantized.layers for warning in row.warnings]
+    for name in quantized.refitted:
+        report.notes.append(f"`{name}` stays float; its weights were fitted again to what the quantized layers give it")
     slower = [layer for layer in report.layers if layer.name in rows and layer.gain is not None and layer.gain < 1]
     for layer in slower:
         report.notes.append(f"`{layer.name}` is estimated to be slower than in float32; --nodes-to-exclude leaves it")

@@ -52,6 +52,46 @@ def activation(site: Site, levels: Levels, unique: Names) -> Part:
     return Part([node], constants)
 
 
+def float_layer(site: Site, weights: Array, bias: Array, unique: Names) -> Part:
+    """The layer itself with other weights, and with all that was folded into it.
+
+    Args:
+        site: the layer.
+        weights: [O, D], for its input as it is.
+        bias: [O].
+        unique: makes names that the model does not have.
+    """
+    shaped = weights.reshape(site.weights.shape) if site.kind == "conv" else weights.T
+    constants = [
+        numpy_helper.from_array(np.ascontiguousarray(values, np.float32), unique(f"{site.name}.{hint}"))
+        for hint, values in (("weights", shaped), ("bias", bias))
+    ]
+    w, b = (constant.name for constant in constants)
+    if site.kind == "conv":
+        return Part([_convolution(site, [site.input, w, b], site.output, site.name)], constants)
+    if site.op == "Gemm":
+        return Part([helper.make_node("Gemm", [site.input, w, b], [site.output], name=site.name)], constants)
+    dots = unique(f"{site.name}.dots")
+    nodes = [
+        helper.make_node("MatMul", [site.input, w], [dots], name=site.name),
+        helper.make_node("Add", [dots, b], [site.output], name=unique(f"{site.name}.biased")),
+    ]
+    return Part(nodes, constants)
+
+
+def _convolution(site: Site, inputs: list[str], output: str, name: str) -> onnx.NodeProto:
+    return helper.make_node(
+        "Conv",
+        inputs,
+        [output],
+        name=name,
+        strides=list(site.strides),
+        pads=list(site.pads),
+        dilations=list(site.dilations),
+        group=site.group,
+    )
+
+
 def product(site: Site, level: str, bases: Bases, unique: Names) -> Part:
     """What the layer makes of its levels.
 
@@ -81,10 +121,8 @@ def product(site: Site, level: str, bases: Bases, unique: Names) -> Part:
         signs = signs.astype(np.float32)
         if convolution:
             weights = constant(f"signs.{m}", signs.reshape(site.weights.shape))
-            dots = write("Conv", [level, weights], f"dots.{m}", name)
-            for key, values in (("strides", site.strides), ("pads", site.pads), ("dilations", site.dilations)):
-                nodes[-1].attribute.append(helper.make_attribute(key, list(values)))
-            nodes[-1].attribute.append(helper.make_attribute("group", site.group))
+            dots = unique(f"{site.name}.dots.{m}")
+            nodes.append(_convolution(site, [level, weights], dots, name))
         else:
             dots = write("MatMul", [level, constant(f"signs.{m}", signs.T)], f"dots.{m}", name)
         factor = constant(f"scale.{m}", scale.astype(np.float32).reshape(per_channel))

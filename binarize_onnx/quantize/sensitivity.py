@@ -4,6 +4,7 @@ All layers share the float network. It runs once over the calibration samples fo
 for the moments that the layers are fitted to, and once over the samples that are judged: of each batch, every layer in
 each of its precisions answers the float network's own input, and only what reads that answer runs again. Layers are
 taken in groups, so that moments and networks of one group fit into memory; a group costs a run of the float network.
+The last layer keeps its weights here (see readout.py): what it could mend is not counted for any layer.
 """
 
 from __future__ import annotations

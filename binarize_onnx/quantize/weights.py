@@ -27,7 +27,7 @@ DAMPING = 0.01  # of the mean variance of the inputs: how strongly the weights a
 MAX_INPUTS = 6144  # of a layer whose covariances are kept, in 302 MB; of a wider one, patches are
 MOST_ROWS = 4096  # patches that are kept of a wider layer
 
-_EXACT_ROWS = 4096  # patches in one float32 product: with h ≤ 63 every sum stays below 2^24, so it is exact
+_EXACT_ROWS = 4096  # patches in one float32 product: with levels h ≤ 63 every sum stays below 2^24, so it is exact
 
 Weights = Literal["sign", "abc", "greedy", "recon", "gptq"]
 
@@ -68,7 +68,7 @@ class Moments:
         self._rows = _Rows() if inputs > MAX_INPUTS else None
 
     def update(self, h: Array, z: Array) -> None:
-        """Add patches h [n, D], level numbers, and what the layer should answer to them, z [n, O].
+        """Add patches h [n, D], level numbers in uint8 or any values, and the answers wanted to them, z [n, O].
 
         Raises:
             ValueError: the shapes are others.
@@ -79,7 +79,7 @@ class Moments:
         if self._rows is not None:
             self._rows.update(h, z)
         for start in range(0, len(h), _EXACT_ROWS):
-            rows = np.asarray(h[start : start + _EXACT_ROWS], np.float32)
+            rows: Array = h[start : start + _EXACT_ROWS].astype(np.float32 if h.dtype.kind == "u" else np.float64)
             targets = np.asarray(z[start : start + _EXACT_ROWS], np.float64)
             self.count += len(rows)
             self._h += rows.sum(axis=0, dtype=np.float64)
