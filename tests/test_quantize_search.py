@@ -548,9 +548,10 @@ def test_int8_that_misses_the_budget_itself_is_told_of_and_never_written(
     command: Command,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It has all the operations."""
+    """It has all the operations; networks of signs of the weights, fitted to nothing, lose more than it does."""
     made_up(monkeypatch, {"w1a1": 10.0}, eight=50.0)
-    auto_search = ("--ptq", "auto", "--ptq-weights", "greedy", "--calibration-data", files["data.npz"])
+    naive = ("--ptq-weights", "sign", "--ptq-thresholds", "zero", "--ptq-correction", "none")
+    auto_search = ("--ptq", "auto", *naive, "--calibration-data", files["data.npz"])
     convert = ("convert", files["net.onnx"], files["out.onnx"], *auto_search, "--target-ops", "0.9")
     done = command(*convert)
     assert (done.code, files["out.onnx"].exists()) == (4, False)
