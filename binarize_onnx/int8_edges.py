@@ -74,7 +74,7 @@ def quantize(
     _declare(shell, cut.first)
     with tempfile.TemporaryDirectory() as folder, quiet():
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
-        shell = _folded(shell, source)
+        shell = folded(shell, source)
         unstride(shell.graph, _sizes(model))
         layers = [node.name for node in _layers(shell, float_layers)]
         results, activations = _results(shell, float_layers)
@@ -183,8 +183,12 @@ def _declare(shell: onnx.ModelProto, first: Mapping[str, Array]) -> None:
         given.CopyFrom(helper.make_tensor_value_info(given.name, kind, [None] * values.ndim))
 
 
-def _folded(shell: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """The shell with constants and normalizations behind a convolution in its weights, by way of a file."""
+def folded(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """The model with constants and normalizations behind a convolution in its weights, by way of a file.
+
+    Raises:
+        ModelError: onnxruntime does not load it.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -193,13 +197,14 @@ def _folded(shell: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     options.log_severity_level = 4
     try:
         onnxruntime.InferenceSession(
-            shell.SerializeToString(),
+            model.SerializeToString(),
             options,
             providers=["CPUExecutionProvider"],
-            disabled_optimizers=["MatMulAddFusion"],  # it gives the layer another name
+            # It gives the layer another name, and makes Gemms whose quantization fails.
+            disabled_optimizers=["MatMulAddFusion"],
         )
     except Exception as error:  # onnxruntime's own classes share no base
-        raise ModelError(f"onnxruntime does not load the model's float part: {one_line(error)}") from None
+        raise ModelError(f"onnxruntime does not load the model, or its float part: {one_line(error)}") from None
     return onnx.load(path)
 
 

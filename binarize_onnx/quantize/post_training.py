@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from binarize_onnx import io, opset, shapes
+from binarize_onnx import io, opset, scopes, shapes
 from binarize_onnx.calibration import CalibrationData, feeds
 from binarize_onnx.errors import ModelError, UsageError
 from binarize_onnx.passes.base import Array
@@ -278,8 +278,8 @@ class _Calibration:
         shortcuts = [self._cuts.shortcut(k) for k in range(1, self._cuts.last)]
         self._shortcuts = shortcuts if settings.compensate else [None] * len(shortcuts)
         self._constants = {t.name: t for t in network.model.graph.initializer}
-        self._names = {*self._constants, *caller_inputs(network.model)}
-        self._names |= {name for node in network.model.graph.node for name in (node.name, *node.output)}
+        written = {name for node in network.model.graph.node for name in (node.name, *node.output)}
+        self._unique = scopes.Names({*self._constants, *caller_inputs(network.model), *written}).unused
         self._fits: list[_Fit | _Refit] = []
         self._activations: dict[tuple[str, int], tuple[Levels, str]] = {}  # by tensor and bits
         self._layers: list[_Rewritten] = []
@@ -553,13 +553,6 @@ class _Calibration:
         model.graph.value_info.extend(kept)
         opset.attach_functions(model)
         return model
-
-    def _unique(self, hint: str) -> str:
-        name, count = hint, 1
-        while name in self._names:
-            name, count = f"{hint}.{count}", count + 1
-        self._names.add(name)
-        return name
 
 
 class _Agreement:
