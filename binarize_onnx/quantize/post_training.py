@@ -108,6 +108,7 @@ class Quantized:
         samples_sha256: of all of them.
         refitted: the layers that stay float, with other weights.
         warnings: about the network as a whole.
+        fitted: the levels of each layer's input and its bases, by name.
     """
 
     model: onnx.ModelProto
@@ -117,6 +118,7 @@ class Quantized:
     samples_sha256: str
     refitted: tuple[str, ...]
     warnings: list[str]
+    fitted: Mapping[str, tuple[Levels, Bases]]
 
 
 def quantize(
@@ -298,7 +300,9 @@ class _Calibration:
         rows = [self._row(k, fit) for k, fit in enumerate(self._fits, 1) if isinstance(fit, _Fit)]
         refitted = tuple(site.name for site in self._sites if site.name not in self._plan)
         warnings = _warnings(outputs, self._samples)
-        return Quantized(self._assembled(), rows, outputs, self._samples, self._digest, refitted, warnings)
+        fits = zip(self._sites, self._fits, strict=True)
+        fitted = {site.name: (fit.levels, fit.bases) for site, fit in fits if isinstance(fit, _Fit)}
+        return Quantized(self._assembled(), rows, outputs, self._samples, self._digest, refitted, warnings, fitted)
 
     # --- The folder ----------------------------------------------------------------------------------------------
 

@@ -34,8 +34,11 @@ class Part:
     constants: list[onnx.TensorProto]
 
 
-def activation(site: Site, levels: Levels, unique: Names) -> Part:
-    """The node that counts what thresholds the layer's input reaches; its output is what `product` reads."""
+def activation(site: Site, levels: Levels, unique: Names, *, x_low: int = 0) -> Part:
+    """The node that counts what thresholds the layer's input reaches; its output is what `product` reads.
+
+    With a single threshold and `x_low` -1 it writes -1 and +1 in place of 0 and 1.
+    """
     output = unique(f"{site.input}.level")
     axes = site.rank - 2 if site.kind == "conv" else 0  # behind that of the channels
     threshold = levels.threshold.astype(np.float32).reshape(*levels.threshold.shape, *[1] * axes)
@@ -48,7 +51,7 @@ def activation(site: Site, levels: Levels, unique: Names) -> Part:
             numpy_helper.from_array(np.zeros([1] * (axes + 1), np.bool_), unique(f"{output}.flip")),
         ]
         inputs = [site.input, *(constant.name for constant in constants)]
-        node = opset.make_node("BinarySign", inputs, [output], node_name=output, x_low=0)
+        node = opset.make_node("BinarySign", inputs, [output], node_name=output, x_low=x_low)
     return Part([node], constants)
 
 
