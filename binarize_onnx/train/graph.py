@@ -8,7 +8,7 @@ torch has it, and its running ones otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,6 +86,7 @@ class GraphModule(nn.Module):
             else:
                 self.register_buffer(key, value)
         self._steps = _steps(graph, parts, instead, {*self.outputs})
+        self.written = [step.writes for step in self._steps]  # in the order of the graph
 
     def constant(self, name: str) -> Tensor:
         """The present value of an initializer."""
@@ -118,6 +119,11 @@ class GraphModule(nn.Module):
             for name in step.done_with:
                 values.pop(name, None)
         return {name: self._output(values, name) for name in self.outputs}, kept
+
+    def replay(self, values: Mapping[str, Tensor]) -> Iterator[tuple[onnx.NodeProto, Tensor]]:
+        """Every step, computed on tensors that are given; of several nodes in one, the last is named."""
+        for step in self._steps:
+            yield step.node, self._run(step, [self._value(values, name) for name in step.reads])
 
     def _value(self, values: Mapping[str, Tensor], name: str) -> Tensor | None:
         if not name:

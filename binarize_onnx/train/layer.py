@@ -9,7 +9,6 @@ product a basis, exact as its terms are integers, scales with the normalisation 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +18,11 @@ from torch.nn import functional
 
 from binarize_onnx.quantize.sites import Site
 from binarize_onnx.quantize.weights import Bases
+from binarize_onnx.train.activations import DynamicSign, SampleMeanSign
 from binarize_onnx.train.binarizers import Binarized, Binarizer
 from binarize_onnx.train.graph import MOMENTUM
 from binarize_onnx.train.operators import convolution
+from binarize_onnx.train.shortcuts import Shortcut
 
 EPSILON = 1e-5  # of the normalisation
 
@@ -58,7 +59,7 @@ class BinaryLayer(nn.Module):
         binarizer: Binarizer,
         latent: Tensor,
         schedule: Schedule,
-        shortcut: Callable[[Tensor], Tensor] | None = None,
+        shortcut: Shortcut | None = None,
     ) -> None:
         super().__init__()
         self.site, self.activation, self.binarizer = site, activation, binarizer
@@ -72,7 +73,7 @@ class BinaryLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output for its input [N, C, ...] or [..., K]."""
-        h = self.activation(x)
+        h = self.activation(x, self.schedule.progress)
         if self._target is not None:
             y = self._settled(h, self._target - (0 if self.shortcut is None else self.shortcut(x)))
         elif self.training or not self.schedule.binary_weights:
@@ -80,6 +81,12 @@ class BinaryLayer(nn.Module):
         else:
             y = self._ideal(h)
         return y if self.shortcut is None else y + self.shortcut(x)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the ideal graph computes the same bits: not where sums are rounded whose order is a runtime's own."""
+        fixed = not isinstance(self.activation, DynamicSign | SampleMeanSign)
+        return fixed and (self.shortcut is None or self.shortcut.is_exact)
 
     def settle(self, target: Tensor | None) -> None:
         """Let the next calls fit mean, variance, scale and shift to a wanted output by least squares; None ends it."""
@@ -136,17 +143,17 @@ class BinaryLayer(nn.Module):
         assert total is not None
         return total + self._per_channel(torch.from_numpy(bases.shift.astype(np.float32)).to(h))
 
-    @torch.no_grad()
     def _settled(self, h: Tensor, target: Tensor) -> Tensor:
-        y = self.product(h, self._weights())
-        axis = 1 if self.site.kind == "conv" else -1
-        rows, wanted = (t.movedim(axis, -1).reshape(-1, self.site.outputs).double() for t in (y, target))
-        mean, variance = rows.mean(0), rows.var(0, correction=0)
-        together = ((rows - mean) * (wanted - wanted.mean(0))).mean(0)
-        spread = torch.sqrt(variance + EPSILON)
-        self.mean.copy_(mean)
-        self.variance.copy_(variance)
-        self.scale.copy_(together / spread)
-        self.shift.copy_(wanted.mean(0))
-        factor = self.scale / spread.float()
-        return y * self._per_channel(factor) + self._per_channel(self.shift - self.mean * factor)
+        with torch.no_grad():
+            y = self.product(h, self._weights())
+            axis = 1 if self.site.kind == "conv" else -1
+            rows, wanted = (t.movedim(axis, -1).reshape(-1, self.site.outputs).double() for t in (y, target))
+            mean, variance = rows.mean(0), rows.var(0, correction=0)
+            together = ((rows - mean) * (wanted - wanted.mean(0))).mean(0)
+            spread = torch.sqrt(variance + EPSILON)
+            self.mean.copy_(mean)
+            self.variance.copy_(variance)
+            self.scale.copy_(together / spread)
+            self.shift.copy_(wanted.mean(0))
+            factor = self.scale / spread.float()
+            return y * self._per_channel(factor) + self._per_channel(self.shift - self.mean * factor)

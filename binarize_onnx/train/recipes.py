@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Literal
 
+import numpy as np
+import torch
 from torch import nn
 
 from binarize_onnx.errors import UsageError
@@ -62,8 +62,9 @@ class Recipe:
     Attributes:
         binarizer: of weights, one of BINARIZERS.
         estimator: of the gradient of signs, one of ESTIMATORS.
-        threshold: of one-bit activations: `learned` (RSign), `zero`, `mean` of the sample (SiMaN) or `dynamic` (DySign).
+        threshold: of one-bit activations: `learned` (RSign), `zero`, `mean` (SiMaN) or `dynamic` (DySign).
         rprelu: whether a Relu behind a binary layer becomes an RPReLU.
+        slope: of its left half, to begin with; 0 is the Relu.
         shortcuts: whether a binary layer without one gets a shortcut.
         stages: one after the other.
         losses: what is minimised.
@@ -77,6 +78,7 @@ class Recipe:
     estimator: str = "approx"
     threshold: Literal["learned", "zero", "mean", "dynamic"] = "learned"
     rprelu: bool = True
+    slope: float = 0.25
     shortcuts: bool = True
     stages: tuple[Stage, ...] = (Stage(1, False), Stage(2))
     losses: Losses = field(default_factory=Losses)
@@ -92,3 +94,21 @@ class Recipe:
                 raise UsageError(f"{name} is {getattr(self, name)!r};", fix=f"it is one of {', '.join(known)}.")
         if not self.stages or any(stage.epochs < 1 for stage in self.stages):
             raise UsageError("a recipe without epochs trains nothing;", fix="give each stage one at least.")
+
+    def activation(self, site: Site, precision: Precision, levels: Levels) -> nn.Module:
+        """The activation in front of a layer, with the levels of post-training quantization to begin with."""
+        axis = 1 if site.kind == "conv" else -1
+        if precision.bits > 1:
+            low, step = (torch.from_numpy(values).float() for values in (levels.low, levels.step))
+            return activations.LevelActivation(site.channels, axis, precision.bits, low, step)
+        estimator = ESTIMATORS[self.estimator]
+        if self.threshold == "mean":
+            return activations.SampleMeanSign(estimator=estimator)
+        threshold = torch.from_numpy(np.ascontiguousarray(levels.threshold[0]))
+        if self.threshold == "dynamic":
+            return activations.DynamicSign(site.channels, axis, estimator=estimator, threshold=threshold)
+        if self.threshold == "zero":
+            threshold = torch.zeros(site.channels)
+        module = activations.BinaryActivation(site.channels, axis, estimator=estimator, threshold=threshold)
+        module.threshold.requires_grad_(self.threshold == "learned")
+        return module

@@ -29,6 +29,11 @@ class Shortcut:
     strides: tuple[int, ...]
     copies: int
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether every runtime computes the same: an average is a sum that may be rounded in another order."""
+        return all(s == 1 for s in self.strides)
+
     def __call__(self, x: Tensor) -> Tensor:
         """What is added to the layer's output, for the layer's input."""
         if any(s > 1 for s in self.strides):

@@ -16,7 +16,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from binarize_onnx import opset, scopes, shapes
+from binarize_onnx import checks, opset, scopes, shapes
 from binarize_onnx.errors import ModelError
 from binarize_onnx.passes.base import Array
 from binarize_onnx.quantize import rewrite
@@ -72,14 +72,22 @@ class Student:
             self.layers[site.name] = layer
             parts.append(Part(site.writes, (site.input,), layer))
         self._rectifiers: dict[str, RPReLU] = {}  # by what the Relu wrote
+        self._ranks: dict[str, int] = {}  # of these
         if recipe.rprelu:
             for node in _rectifiers(network.model, {site.output for site in network.sites if site.name in plan}):
-                module = RPReLU(sizes[node.output[0]][1], axis=1)
+                shape = sizes[node.output[0]]
+                module = RPReLU(shape[1], slope=recipe.slope)
                 self._rectifiers[node.output[0]] = module
+                self._ranks[node.output[0]] = len(shape)
                 parts.append(Part((node.output[0],), (node.input[0],), module))
         self.module = GraphModule(network.model, parts)
 
-    @torch.no_grad()
+    @property
+    def exact(self) -> set[str]:
+        """The tensors that torch and the ideal graph compute in the same float32 steps, if their inputs are equal."""
+        layers = [layer for layer in self.layers.values() if layer.is_exact]
+        return {layer.site.output for layer in layers} | {*self._rectifiers}
+
     def settle(self, teacher: GraphModule, inputs: Mapping[str, Tensor]) -> None:
         """Fit the normalisation of every layer, in the order of the graph, to what the float network computes.
 
@@ -87,10 +95,11 @@ class Student:
             teacher: the float network.
             inputs: some hundred samples.
         """
-        _, targets = teacher.eval()(inputs, [layer.site.output for layer in self.layers.values()])
-        for layer in self.layers.values():
-            layer.settle(targets[layer.site.output])
-        self.module.eval()(inputs)
+        with torch.no_grad():
+            _, targets = teacher.eval()(inputs, [layer.site.output for layer in self.layers.values()])
+            for layer in self.layers.values():
+                layer.settle(targets[layer.site.output])
+            self.module.eval()(inputs)
         for layer in self.layers.values():
             layer.settle(None)
 
@@ -109,13 +118,14 @@ class Student:
         unique = scopes.Names(scopes.all_names(graph) | {node.name for node in graph.node}).unused
         by_output = {layer.site.writes[-1]: layer for layer in self.layers.values()}
         replaced = {name for layer in self.layers.values() for name in layer.site.writes}
+        version = next(entry.version for entry in trained.opset_import if entry.domain in checks.STANDARD)
         nodes: list[onnx.NodeProto] = []
         for node in graph.node:
             written = node.output[0]
             if written in by_output:
-                part = _layer_part(by_output[written], unique)
+                part = _layer_part(by_output[written], unique, version)
             elif written in self._rectifiers:
-                part = rprelu_part(node, self._rectifiers[written], unique)
+                part = rprelu_part(node, self._rectifiers[written], self._ranks[written], unique)
             elif written in replaced:
                 continue
             else:
@@ -167,13 +177,13 @@ def _latent(site: Site, weights: Array) -> Tensor:
     return torch.from_numpy(scaled.astype(np.float32).reshape(site.weights.shape))
 
 
-def _layer_part(layer: BinaryLayer, unique: Names) -> rewrite.Part:
+def _layer_part(layer: BinaryLayer, unique: Names, version: int) -> rewrite.Part:
     """A binary layer in ideal form."""
     site = layer.site
     bases = layer.folded()
     if not all(np.all(np.isfinite(values)) for values in (bases.scale, bases.shift)):
         raise ModelError(f"training left NaN or infinity in layer `{site.name}`.")
-    activation = activation_part(layer.activation, site, unique)
+    activation = activation_part(layer.activation, site, unique, version)
     output = site.output if layer.shortcut is None else unique(f"{site.output}.layer")
     product = rewrite.product(replace(site, output=output), activation.nodes[-1].output[0], bases, unique)
     nodes = [*activation.nodes, *product.nodes]
