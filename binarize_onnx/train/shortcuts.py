@@ -45,8 +45,10 @@ class Shortcut:
         found: list[onnx.NodeProto] = []
         if any(s > 1 for s in self.strides):
             pooled = unique(f"{output}.pooled")
-            sizes = {"kernel_shape": list(self.strides), "strides": list(self.strides)}
-            found.append(helper.make_node("AveragePool", [x], [pooled], name=pooled, **sizes))
+            node = helper.make_node(
+                "AveragePool", [x], [pooled], name=pooled, kernel_shape=list(self.strides), strides=list(self.strides)
+            )
+            found.append(node)
             x = pooled
         if self.copies > 1:
             copied = unique(f"{output}.copied")
