@@ -404,6 +404,7 @@ def main() -> None:
       binarize-onnx verify  net.onnx net.bin.onnx     compare the two
       binarize-onnx bench   net.onnx net.bin.onnx     time the two, layer by layer
       binarize-onnx sensitivity net.onnx              which layers of a float model lose most as bits
+      binarize-onnx finetune net.onnx net.bin.onnx    train the layers of a float model as binary ones
       binarize-onnx doctor  net.bin.onnx              whether it runs right and fast on this machine
       binarize-onnx reduce  net.onnx small.onnx       the smallest part that fails, for a bug report
       binarize-onnx demo                              all of this on a small network in the package
@@ -625,6 +626,116 @@ def convert(
     if searched:
         searched.require(**instead)
     gates.require(checked)
+
+
+@main.command(short_help="Train a float model's layers as binary ones.")
+@click.argument("model", metavar="IN", type=MODEL)
+@click.argument("out", metavar="OUT", type=MODEL)
+@click.option("--data", type=MODEL, metavar="FILE", required=True, help="Samples to train on: a file, or a folder.")
+@click.option("--val", type=MODEL, metavar="FILE", help="Samples that are judged after each epoch.")
+@click.option("--recipe", default="react2step", show_default=True, help="Which methods train together.")
+@click.option("--precision", default="w1a1", show_default=True, help="Of the layers: weight bases, activation bits.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Of all stages together.  [default: the recipe's]")
+@click.option("--batch-size", type=click.IntRange(min=2), default=128, show_default=True, help="Samples of a step.")
+@click.option(
+    "--learning-rate",
+    type=Finite(min=0, min_open=True),
+    help="At the beginning of each stage, from where it falls to zero.  [default: the recipe's]",
+)
+@click.option(
+    "--augment",
+    type=click.Choice(["none", "crop", "crop-flip"]),
+    default="none",
+    show_default=True,
+    help="Of images: shifted by up to 4 pixels by chance, and mirrored left to right.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is drawn by chance."
+)
+@click.option(
+    "--checkpoint",
+    type=MODEL,
+    metavar="FOLDER",
+    help="Keep where the training stands in a folder: the same call goes on from there, with the same result.",
+)
+@click.option("--curve", type=MODEL, metavar="FILE", help="Draw the learning curve, in SVG.")
+@click.option(
+    "--emit",
+    type=click.Choice(["compiled", "ideal"]),
+    default="compiled",
+    show_default=True,
+    help="ideal: the graph of plain ±1 floats that the compiled one equals bit for bit, for other tools and viewers.",
+)
+@imaging
+@choosing
+@reporting
+def finetune(
+    model: Path,
+    out: Path,
+    data: Path,
+    val: Path | None,
+    recipe: str,
+    precision: str,
+    epochs: int | None,
+    batch_size: int,
+    learning_rate: float | None,
+    augment: str,
+    seed: int,
+    checkpoint: Path | None,
+    curve: Path | None,
+    image_mean: tuple[float, ...],
+    image_std: tuple[float, ...],
+    as_json: bool,
+    report: Path | None,
+    log_level: str,
+    **choices: Any,
+) -> None:
+    """Train the inner layers of the float model IN as binary ones, with IN as their teacher, and write OUT.
+
+    Samples need no labels: the network learns to answer as IN does. Where the samples have labels, recipes may use
+    them too. Layers are chosen as by convert --ptq, and first and last ones stay float. What was trained is exported
+    as a graph of ±1 weights, compared with what torch computes, and compiled; a difference ends it (exit 1).
+
+    One line an epoch goes to stderr. Ended at any moment, a training with --checkpoint goes on from where it was. If it
+    diverges, the first tensor that is NaN or infinite is named (exit 3), and the last checkpoint stays.
+
+    With several GPUs or machines, the same command under accelerate launch or torchrun; one process writes.
+
+    \b
+    Example:
+      binarize-onnx finetune float.onnx net.bin.onnx --data train.npz --val test.npz --checkpoint run --curve curve.svg
+      accelerate launch -m binarize_onnx finetune float.onnx net.bin.onnx --data photos --augment crop-flip
+    """
+    from binarize_onnx import io
+    from binarize_onnx.train import finetune as tuning
+
+    _log_to_stderr(log_level)
+    _different(out, report, curve, read=[data, val])
+    _different(report, curve, read=[model])
+    samples, judged = (_samples(path, image_mean, image_std) for path in (data, val))
+    assert samples is not None
+    found = tuning.finetune(
+        str(model),
+        samples,
+        recipe,
+        precision=precision,
+        validation=judged,
+        config=_config(**choices),
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        augmentation=tuning.augmentation(augment),
+        seed=seed,
+        checkpoint=checkpoint,
+        log=lambda epoch: click.echo(str(epoch), err=True),
+        progress=_progress(),
+    )
+    if not found.writes:
+        return
+    printed = _json({**found.result.report.to_json(), "fine_tuning": found.to_json()})
+    with _writing({report: _line(printed), curve: found.curve().encode()}):
+        io.save(found.result.model, out)
+    click.echo(printed if as_json else found.result.report.table())
 
 
 @main.command(short_help="Which layers of a float model lose most when quantized.")

@@ -1,0 +1,230 @@
+"""`finetune`: a float model in, a trained binary network out.
+
+sites of the model ─► post-training quantization ─► student ─► training ─► ideal graph, checked ─► compiler
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from binarize_onnx import io, pipeline
+from binarize_onnx.errors import RuntimeUnavailable, UsageError
+from binarize_onnx.passes.recognise_layers import Filter
+from binarize_onnx.quantize import post_training, preset, scoring, sites
+from binarize_onnx.quantize.post_training import OutputAgreement, Progress, Quantized
+from binarize_onnx.quantize.precision import Precision
+from binarize_onnx.train.curve import Epoch, svg
+
+if TYPE_CHECKING:  # these import torch, which the extra `train` brings
+    from binarize_onnx.calibration import CalibrationData
+    from binarize_onnx.passes.base import Array
+    from binarize_onnx.quantize.scoring import Labelled
+    from binarize_onnx.quantize.sites import Network
+    from binarize_onnx.train.augment import Augmentation
+    from binarize_onnx.train.data import TrainingData
+    from binarize_onnx.train.recipes import Recipe
+    from binarize_onnx.train.student import Student
+
+KEY = "binarize_onnx.fine_tuning"  # in metadata_props: JSON, how the network was trained
+START = 512  # samples that layers are quantized on, before they are trained
+DEFAULT_RECIPE = "react2step"
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A trained binary network.
+
+    Attributes:
+        model: the ideal graph.
+        result: what is to be written, compiled or ideal as `config.emit` says, and the report on the source's layers.
+        epochs: how it went.
+        reference: the float network's own quality on the validation samples; None without any.
+        writes: whether this process is the one that writes; of several, one is.
+    """
+
+    model: onnx.ModelProto
+    result: pipeline.Result
+    epochs: list[Epoch]
+    reference: float | None
+    writes: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """The training, in plain JSON types."""
+        return {"reference": self.reference, "epochs": [epoch.to_json() for epoch in self.epochs]}
+
+    def curve(self) -> str:
+        """The learning curve as SVG."""
+        return svg(self.epochs, self.reference)
+
+
+def finetune(
+    model: io.ModelLike,
+    data: TrainingData,
+    recipe: str | Recipe = DEFAULT_RECIPE,
+    *,
+    precision: str = "w1a1",
+    validation: CalibrationData | Labelled | None = None,
+    config: pipeline.Config | None = None,
+    epochs: int | None = None,
+    batch_size: int = 128,
+    learning_rate: float | None = None,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    log: Callable[[Epoch], None] | None = None,
+    progress: Progress | None = None,
+) -> FineTuned:
+    """Train a float model's inner layers as binary ones, with the model itself as the teacher.
+
+    In several processes (`accelerate launch`, `torchrun`) all call it with the same arguments, and all return the same.
+
+    Args:
+        model: path, serialized bytes or ModelProto.
+        data: samples, with labels or without; see `train.data.source`.
+        recipe: a name of `train.recipes.RECIPES`, or one of your own.
+        precision: of the layers that are chosen, as `w1a1`.
+        validation: what the network is judged on after each epoch; nothing is chosen by it.
+        config: which layers are chosen, and how the model is compiled, as for `convert --ptq`.
+        epochs: of all stages together, in place of the recipe's own.
+        batch_size: samples of a step, of all processes together.
+        learning_rate: in place of the recipe's own.
+        augmentation: of images.
+        seed: of all that is drawn by chance.
+        checkpoint: a folder from which a training that was ended goes on.
+        log: is told of each epoch.
+        progress: is told in words what else is done.
+
+    Raises:
+        RuntimeUnavailable: torch or accelerate is missing.
+        ModelError: the model or the data cannot be read, or do not fit each other; a node cannot be trained; the
+            training diverges.
+        NothingMatched: no layer can be quantized, or none is chosen.
+        UsageError: there is no such recipe, or the folder belongs to another training.
+        GateFailed: the exported graph does not compute what was trained.
+    """
+    _require_torch()
+    from binarize_onnx.train import exactness, loop
+    from binarize_onnx.train.data import Share, source
+    from binarize_onnx.train.student import Student
+
+    config = config or pipeline.Config()
+    config = replace(config, ptq_settings=replace(config.ptq_settings, seed=seed))
+    told = progress or (lambda _: None)
+    wanted = adjusted(recipe, epochs, learning_rate)
+    read = io.read(model)
+    network = sites.find(read.model, config)
+    chosen = Filter(config.nodes_to_quantize, config.nodes_to_exclude, config.op_types_to_exclude)
+    plan, left = network.choose(Precision.parse(precision), chosen)
+    if not plan:
+        raise preset.nothing_to_choose(left)
+    accelerator = loop.processes()
+    share = Share(accelerator.process_index, accelerator.num_processes)
+    samples = source(network.model, data, batch_size=batch_size, seed=seed, augmentation=augmentation, share=share)
+    judged = _judged(network, validation)
+    told("quantizing, to begin with")
+    start = samples.some(START)
+    quantized = post_training.quantize(network, start, plan, config.ptq_settings, progress=progress)
+    student = Student(network, plan, wanted, quantized)
+    found = loop.train(
+        network,
+        student,
+        samples,
+        validation=judged,
+        seed=seed,
+        folder=checkpoint,
+        accelerator=accelerator,
+        log=log,
+    )
+    told("exporting")
+    ideal = student.export()
+    exactness.check(student, ideal, start)
+    ideal.metadata_props.add(key=KEY, value=json.dumps({"recipe": asdict(wanted), "seed": seed}, sort_keys=True))
+    some = samples.some(loop.sample_count(network.model))
+    after = _measured(network, student, replace(quantized, model=ideal), some)
+    trained = preset.trained(read, config, network, plan, left, after)
+    result = pipeline.compile_trained(trained, read, config, None)
+    return FineTuned(trained.source.model, result, found.epochs, found.reference, accelerator.is_main_process)
+
+
+def adjusted(recipe: str | Recipe, epochs: int | None, learning_rate: float | None) -> Recipe:
+    """A recipe, with so many epochs over all its stages and another learning rate if they are given.
+
+    Raises:
+        UsageError: there is no such recipe, or fewer epochs than stages.
+    """
+    from binarize_onnx.train.recipes import RECIPES
+
+    if isinstance(recipe, str) and recipe not in RECIPES:
+        raise UsageError(f"there is no recipe {recipe!r};", fix=f"it is one of {', '.join(RECIPES)}.")
+    found: Recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    if learning_rate is not None:
+        found = replace(found, learning_rate=learning_rate)
+    if epochs is None:
+        return found
+    count, total = len(found.stages), sum(stage.epochs for stage in found.stages)
+    if epochs < count:
+        raise UsageError(f"{epochs} epochs for {count} stages;", fix="give each one at least.")
+    # Each stage has one, and its share of the others; the last has what is left by rounding.
+    shares = [1 + (epochs - count) * stage.epochs // total for stage in found.stages]
+    shares[-1] += epochs - sum(shares)
+    stages = tuple(replace(stage, epochs=own) for stage, own in zip(found.stages, shares, strict=True))
+    return replace(found, stages=stages)
+
+
+def augmentation(name: str) -> Augmentation | None:
+    """`none`, `crop` or `crop-flip`."""
+    from binarize_onnx.train.augment import Augmentation
+
+    return None if name == "none" else Augmentation(flip=name == "crop-flip")
+
+
+def _require_torch() -> None:
+    try:
+        import accelerate  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise RuntimeUnavailable(
+            f"fine-tuning needs torch and accelerate ({error}):", fix="pip install 'binarize-onnx[train]'"
+        ) from None
+
+
+def _judged(network: Network, validation: CalibrationData | Labelled | None) -> Labelled | None:
+    if validation is None or isinstance(validation, scoring.Labelled):
+        return validation
+    return scoring.read(network.model, validation)
+
+
+def _measured(network: Network, student: Student, quantized: Quantized, samples: dict[str, Array]) -> Quantized:
+    """What the report says of layers and outputs, as they are after the training."""
+    import torch
+
+    from binarize_onnx.train.graph import GraphModule
+
+    names = [layer.site.output for layer in student.layers.values()]
+    inputs = {name: torch.from_numpy(values) for name, values in samples.items()}
+    with torch.no_grad():
+        wanted, before = GraphModule(network.model).eval()(inputs, names)
+        given, after = student.module.eval()(inputs, names)
+    rows = [
+        replace(row, error=_share(after[layer.site.output], before[layer.site.output]), warnings=())
+        for row, layer in zip(quantized.layers, student.layers.values(), strict=True)
+    ]
+    outputs = []
+    for name, values in wanted.items():
+        agreement = classes = None
+        if values.dim() == 2 and values.shape[1] > 1:
+            agreement, classes = float((values.argmax(1) == given[name].argmax(1)).double().mean()), values.shape[1]
+        outputs.append(OutputAgreement(name, _share(given[name], values), agreement, classes))
+    return replace(quantized, layers=rows, outputs=outputs, refitted=(), warnings=[])
+
+
+def _share(values: Any, wanted: Any) -> float:
+    """The squared distance of a tensor from another, as a share of that one's variance."""
+    squared, variance = float((values - wanted).double().square().mean()), float(wanted.double().var())
+    return squared / variance if variance > 0 else float(squared > 0)
