@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -118,8 +119,11 @@ def processes() -> Accelerator:
     """The device, and the processes that `accelerate launch` or `torchrun` started."""
     from accelerate.utils import DistributedDataParallelKwargs
 
-    # scales of binary weights, say, get no gradient while weights are real ones
-    return Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    # Without a GPU accelerate must be told, or each process would train on its own.
+    on_cpus = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
+    # Scales of binary weights, say, get no gradient while weights are real ones.
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
+    return Accelerator(cpu=on_cpus, kwargs_handlers=handlers)
 
 
 class _Run:
@@ -195,6 +199,8 @@ class _Run:
                 self._save()
         self._per_step.add(time.monotonic() - began, steps - first)
         place.epoch, place.step = place.epoch + 1, 0
+        for value in statistics(self._student, self._network):  # each process has those of its own samples
+            value.copy_(self.accelerator.reduce(value, reduction="mean"))
         self._report(stage)
         self._sums = _Sums()
         if place.epoch < stage.epochs:
