@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
@@ -25,6 +25,7 @@ from binarize_onnx.train.activations import (
     RPReLU,
     SampleMeanSign,
 )
+from binarize_onnx.train.recipes import Rectifier
 
 AXES_ARE_INPUTS = 18  # the operator set from which on ReduceMean takes its axes as an input
 
@@ -99,23 +100,40 @@ def _thresholds_at_run_time(module: DynamicSign | SampleMeanSign, site: Site, un
     return Part(nodes, constants)
 
 
-def rprelu_part(node: onnx.NodeProto, module: RPReLU, rank: int, unique: Names) -> Part:
-    """What stands for a Relu that was trained as an RPReLU; its last node has the Relu's name and output."""
+def rectifier(becomes: Rectifier, channels: int) -> nn.Module:
+    """What takes the place of a Relu behind `channels` channels."""
+    if becomes == "rprelu":
+        return RPReLU(channels)
+    return nn.Hardtanh() if becomes == "hardtanh" else nn.Identity()
+
+
+def rectifier_part(node: onnx.NodeProto, module: nn.Module, rank: int, unique: Names) -> Part:
+    """What stands for a Relu that became something else; its last node has the Relu's name and output."""
     hint = node.name or node.output[0]
-    names = [unique(f"{hint}.{step}") for step in ("shift", "slope", "offset")]
+
+    def constants(module_values: Mapping[str, Array]) -> list[onnx.TensorProto]:
+        return [numpy_helper.from_array(v, unique(f"{hint}.{step}")) for step, v in module_values.items()]
+
+    x, y = node.input[0], node.output[0]
+    if isinstance(module, nn.Identity):
+        return Part([helper.make_node("Identity", [x], [y], name=node.name)], [])
+    if isinstance(module, nn.Hardtanh):
+        limits = constants({"low": np.asarray(-1, np.float32), "high": np.asarray(1, np.float32)})
+        return Part([helper.make_node("Clip", [x, *(t.name for t in limits)], [y], name=node.name)], limits)
+    assert isinstance(module, RPReLU)
     shape = (-1, *[1] * (rank - 2))
-    constants = []
-    for name, values in zip(names, (module.shift, module.slope, module.offset), strict=True):
-        if not torch.isfinite(values).all():
-            raise ModelError(f"training left NaN or infinity in the RPReLU of `{hint}`.")
-        constants.append(numpy_helper.from_array(_array(values).reshape(shape), name))
+    values = {name: _array(getattr(module, name)).reshape(shape) for name in ("shift", "slope", "offset")}
+    if not all(np.all(np.isfinite(v)) for v in values.values()):
+        raise ModelError(f"training left NaN or infinity in the RPReLU of `{hint}`.")
+    added = constants(values)
+    shift, slope, offset = (t.name for t in added)
     shifted, sloped = unique(f"{hint}.shifted"), unique(f"{hint}.sloped")
     nodes = [
-        helper.make_node("Add", [node.input[0], names[0]], [shifted], name=shifted),
-        helper.make_node("PRelu", [shifted, names[1]], [sloped], name=sloped),
-        helper.make_node("Add", [sloped, names[2]], [node.output[0]], name=node.name),
+        helper.make_node("Add", [x, shift], [shifted], name=shifted),
+        helper.make_node("PRelu", [shifted, slope], [sloped], name=sloped),
+        helper.make_node("Add", [sloped, offset], [y], name=node.name),
     ]
-    return Part(nodes, constants)
+    return Part(nodes, added)
 
 
 def _array(values: Tensor) -> Array:

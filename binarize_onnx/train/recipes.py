@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,9 +16,10 @@ from binarize_onnx.quantize.activations import Levels
 from binarize_onnx.quantize.precision import Precision
 from binarize_onnx.quantize.sites import Site
 from binarize_onnx.train import activations
-from binarize_onnx.train.binarizers import BINARIZERS
+from binarize_onnx.train.binarizers import BINARIZERS, Binarizer
 from binarize_onnx.train.estimators import ESTIMATORS
 
+Rectifier = Literal["relu", "rprelu", "hardtanh", "none"]
 Optimizer = Literal["adam", "sgd"]
 Decay = Literal["linear", "cosine"]
 
@@ -63,8 +66,8 @@ class Recipe:
         binarizer: of weights, one of BINARIZERS.
         estimator: of the gradient of signs, one of ESTIMATORS.
         threshold: of one-bit activations: `learned` (RSign), `zero`, `mean` (SiMaN) or `dynamic` (DySign).
-        rprelu: whether a Relu behind a binary layer becomes an RPReLU.
-        slope: of its left half, to begin with; 0 is the Relu.
+        rectifier: what a Relu around binary layers becomes: stays (`relu`), `rprelu` behind them, or, behind and in
+            front of them, `hardtanh` or `none`: signs at zero tell nothing of values that are never negative.
         shortcuts: whether a binary layer without one gets a shortcut.
         stages: one after the other.
         losses: what is minimised.
@@ -77,10 +80,9 @@ class Recipe:
     binarizer: str = "react"
     estimator: str = "approx"
     threshold: Literal["learned", "zero", "mean", "dynamic"] = "learned"
-    rprelu: bool = True
-    slope: float = 0.25
+    rectifier: Rectifier = "rprelu"
     shortcuts: bool = True
-    stages: tuple[Stage, ...] = (Stage(1, False), Stage(2))
+    stages: tuple[Stage, ...] = (Stage(2, False), Stage(4))
     losses: Losses = field(default_factory=Losses)
     optimizer: Optimizer = "adam"
     learning_rate: float = 2e-3
@@ -105,6 +107,8 @@ class Recipe:
         if self.threshold == "mean":
             return activations.SampleMeanSign(estimator=estimator)
         threshold = torch.from_numpy(np.ascontiguousarray(levels.threshold[0]))
+        if self.rectifier in ("hardtanh", "none"):
+            threshold = torch.zeros(site.channels)  # those levels are of values that a Relu has cut
         if self.threshold == "dynamic":
             return activations.DynamicSign(site.channels, axis, estimator=estimator, threshold=threshold)
         if self.threshold == "zero":
@@ -112,3 +116,82 @@ class Recipe:
         module = activations.BinaryActivation(site.channels, axis, estimator=estimator, threshold=threshold)
         module.threshold.requires_grad_(self.threshold == "learned")
         return module
+
+    def binarizer_of(self, precision: Precision) -> type[Binarizer]:
+        """The binarizer of a layer's weights: residual bases where the recipe's has not so many."""
+        own = BINARIZERS[self.binarizer]
+        return own if precision.bases <= own.most_bases else BINARIZERS["greedy"]
+
+    def with_epochs(self, epochs: int) -> Recipe:
+        """The recipe with another number of epochs in all, at least one a stage, divided among its stages as before.
+
+        Raises:
+            UsageError: there are more stages than epochs.
+        """
+        if epochs < len(self.stages):
+            raise UsageError(f"{epochs} epochs for {len(self.stages)} stages;", fix="give each stage one at least.")
+        total = sum(stage.epochs for stage in self.stages)
+        shares = [max(1, round(epochs * stage.epochs / total)) for stage in self.stages]
+        shares[-1] = max(1, epochs - sum(shares[:-1]))
+        return replace(self, stages=tuple(replace(s, epochs=n) for s, n in zip(self.stages, shares, strict=True)))
+
+
+_PAPERS = Losses(distributional=0.0, labels=1.0)
+_SGD = Recipe(
+    threshold="zero",
+    rectifier="hardtanh",
+    shortcuts=False,
+    stages=(Stage(6, weight_decay=1e-4),),
+    losses=_PAPERS,
+    optimizer="sgd",
+    learning_rate=0.1,
+    decay="cosine",
+)
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "react2step": Recipe(stages=(Stage(2, False, weight_decay=1e-5), Stage(4))),
+        "bireal": Recipe(threshold="zero", rectifier="none", stages=(Stage(6),), losses=_PAPERS),
+        "irnet": replace(_SGD, binarizer="irnet", estimator="ede"),
+        "recu": replace(_SGD, binarizer="recu"),
+        "reste": replace(_SGD, binarizer="reste", estimator="reste"),
+        "siman": replace(_SGD, binarizer="siman", threshold="mean", stages=(Stage(6),)),
+        "xnor": replace(_SGD, binarizer="xnor", estimator="clip", optimizer="adam", learning_rate=2e-3),
+        "lsq": Recipe(rectifier="relu", shortcuts=False, stages=(Stage(6),)),
+    }
+)
+
+
+def _with(recipe: Recipe, **losses: Any) -> Recipe:
+    return replace(recipe, losses=replace(recipe.losses, **losses))
+
+
+ADDITIONS: Mapping[str, Callable[[Recipe], Recipe]] = MappingProxyType(
+    {
+        "distillation": lambda recipe: _with(recipe, distributional=1.0),
+        "labels": lambda recipe: _with(recipe, labels=1.0),
+        "attention": lambda recipe: _with(recipe, attention=1.0),
+        "cmim": lambda recipe: _with(recipe, contrastive=0.1),
+        "cmim-self": lambda recipe: _with(recipe, contrastive=0.1, contrastive_mode="self"),
+        "ovsw": lambda recipe: replace(recipe, ovsw=True),
+        "dysign": lambda recipe: replace(recipe, threshold="dynamic"),
+        "shortcuts": lambda recipe: replace(recipe, shortcuts=True),
+    }
+)
+
+
+def named(name: str) -> Recipe:
+    """A recipe and what is added to it: `react2step`, `irnet+cmim`, `recu+distillation+ovsw`.
+
+    Raises:
+        UsageError: there is no such recipe or addition.
+    """
+    base, *additions = name.split("+")
+    if base not in RECIPES:
+        raise UsageError(f"there is no recipe {base!r};", fix=f"it is one of {', '.join(RECIPES)}.")
+    recipe = RECIPES[base]
+    for addition in additions:
+        if addition not in ADDITIONS:
+            raise UsageError(f"nothing named {addition!r} is added to a recipe;", fix=f"{', '.join(ADDITIONS)} can be.")
+        recipe = ADDITIONS[addition](recipe)
+    return recipe

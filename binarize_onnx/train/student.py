@@ -8,13 +8,13 @@ one pass over some samples fits mean, variance, scale and shift of each layer to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from binarize_onnx import checks, opset, scopes, shapes
 from binarize_onnx.errors import ModelError
@@ -25,12 +25,10 @@ from binarize_onnx.quantize.post_training import Quantized
 from binarize_onnx.quantize.rewrite import Names
 from binarize_onnx.quantize.sites import Network, Site
 from binarize_onnx.train import shortcuts
-from binarize_onnx.train.activations import RPReLU
-from binarize_onnx.train.binarizers import BINARIZERS
-from binarize_onnx.train.exports import activation_part, rprelu_part
+from binarize_onnx.train.exports import activation_part, rectifier, rectifier_part
 from binarize_onnx.train.graph import GraphModule, Part, export_values
 from binarize_onnx.train.layer import BinaryLayer, Schedule
-from binarize_onnx.train.recipes import Recipe
+from binarize_onnx.train.recipes import Recipe, Rectifier
 
 
 class Student:
@@ -67,19 +65,18 @@ class Student:
             levels, bases = quantized.fitted[site.name]
             latent = _latent(site, bases.weights)
             activation = recipe.activation(site, plan[site.name], levels)
-            binarizer = BINARIZERS[recipe.binarizer](latent, plan[site.name].bases)
+            binarizer = recipe.binarizer_of(plan[site.name])(latent, plan[site.name].bases)
             layer = BinaryLayer(site, activation, binarizer, latent, self.schedule, shortcut)
             self.layers[site.name] = layer
             parts.append(Part(site.writes, (site.input,), layer))
-        self._rectifiers: dict[str, RPReLU] = {}  # by what the Relu wrote
+        self._rectifiers: dict[str, nn.Module] = {}  # by what the Relu wrote
         self._ranks: dict[str, int] = {}  # of these
-        if recipe.rprelu:
-            for node in _rectifiers(network.model, {site.output for site in network.sites if site.name in plan}):
-                shape = sizes[node.output[0]]
-                module = RPReLU(shape[1], slope=recipe.slope)
-                self._rectifiers[node.output[0]] = module
-                self._ranks[node.output[0]] = len(shape)
-                parts.append(Part((node.output[0],), (node.input[0],), module))
+        for node in _rectifiers(network.model, [layer.site for layer in self.layers.values()], recipe.rectifier):
+            shape = sizes[node.output[0]]
+            module = rectifier(recipe.rectifier, shape[1])
+            self._rectifiers[node.output[0]] = module
+            self._ranks[node.output[0]] = len(shape)
+            parts.append(Part((node.output[0],), (node.input[0],), module))
         self.module = GraphModule(network.model, parts)
 
     @property
@@ -125,7 +122,7 @@ class Student:
             if written in by_output:
                 part = _layer_part(by_output[written], unique, version)
             elif written in self._rectifiers:
-                part = rprelu_part(node, self._rectifiers[written], self._ranks[written], unique)
+                part = rectifier_part(node, self._rectifiers[written], self._ranks[written], unique)
             elif written in replaced:
                 continue
             else:
@@ -149,17 +146,24 @@ def _added(model: onnx.ModelProto) -> set[str]:
     return {name for node in adds for name in node.input}
 
 
-def _rectifiers(model: onnx.ModelProto, layers: set[str]) -> list[onnx.NodeProto]:
-    """The Relus right behind a binary layer, or behind the sum of one and a shortcut."""
-    behind = set(layers)
-    found = []
+CARRIERS = ("MaxPool", "AveragePool", "Flatten", "Reshape", "Transpose", "Identity", "Dropout")
+
+
+def _rectifiers(model: onnx.ModelProto, sites: Sequence[Site], becomes: Rectifier) -> list[onnx.NodeProto]:
+    """The Relus that become something else: those behind binary layers, and of some kinds those in front of them."""
+    if becomes == "relu":
+        return []
+    behind = {site.output for site in sites}
+    before = {site.input for site in sites}
     for node in model.graph.node:
-        if behind.intersection(node.input):
-            if node.op_type == "Add":
-                behind.update(node.output)
-            elif node.op_type == "Relu":
-                found.append(node)
-    return found
+        if node.op_type == "Add" and behind.intersection(node.input):
+            behind.update(node.output)
+    for node in reversed(model.graph.node):
+        if node.op_type in CARRIERS and before.intersection(node.output):
+            before.add(node.input[0])
+    relus = [node for node in model.graph.node if node.op_type == "Relu"]
+    in_front = becomes != "rprelu"
+    return [n for n in relus if behind.intersection(n.input) or (in_front and before.intersection(n.output))]
 
 
 def _latent(site: Site, weights: Array) -> Tensor:
