@@ -633,13 +633,19 @@ def convert(
 @click.argument("out", metavar="OUT", type=MODEL)
 @click.option("--data", type=MODEL, metavar="FILE", required=True, help="Samples to train on: a file, or a folder.")
 @click.option("--val", type=MODEL, metavar="FILE", help="Samples that are judged after each epoch.")
-@click.option("--recipe", default="react2step", show_default=True, help="Which methods train together.")
+@click.option(
+    "--recipe",
+    default="react2step",
+    show_default=True,
+    help="Which methods train together, by the name of their paper: react2step, bireal, irnet, recu, reste, siman, xnor, "
+    "lsq; and what is added: +distillation, +labels, +attention, +cmim, +cmim-self, +ovsw, +dysign, +shortcuts.",
+)
 @click.option("--precision", default="w1a1", show_default=True, help="Of the layers: weight bases, activation bits.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Of all stages together.  [default: the recipe's]")
 @click.option("--batch-size", type=click.IntRange(min=2), default=128, show_default=True, help="Samples of a step.")
 @click.option(
     "--learning-rate",
-    type=Finite(min=0, min_open=True),
+    type=Finite(min=0, min_open=True, max=1e30),
     help="At the beginning of each stage, from where it falls to zero.  [default: the recipe's]",
 )
 @click.option(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from binarize_onnx import io, pipeline
-from binarize_onnx.errors import RuntimeUnavailable, UsageError
+from binarize_onnx.errors import RuntimeUnavailable
 from binarize_onnx.passes.recognise_layers import Filter
 from binarize_onnx.quantize import post_training, preset, scoring, sites
 from binarize_onnx.quantize.post_training import OutputAgreement, Progress, Quantized
@@ -87,7 +87,7 @@ def finetune(
     Args:
         model: path, serialized bytes or ModelProto.
         data: samples, with labels or without; see `train.data.source`.
-        recipe: a name of `train.recipes.RECIPES`, or one of your own.
+        recipe: a name as `train.recipes.named` reads it (`react2step`, `irnet+cmim`), or one of your own.
         precision: of the layers that are chosen, as `w1a1`.
         validation: what the network is judged on after each epoch; nothing is chosen by it.
         config: which layers are chosen, and how the model is compiled, as for `convert --ptq`.
@@ -158,23 +158,12 @@ def adjusted(recipe: str | Recipe, epochs: int | None, learning_rate: float | No
     Raises:
         UsageError: there is no such recipe, or fewer epochs than stages.
     """
-    from binarize_onnx.train.recipes import RECIPES
+    from binarize_onnx.train import recipes
 
-    if isinstance(recipe, str) and recipe not in RECIPES:
-        raise UsageError(f"there is no recipe {recipe!r};", fix=f"it is one of {', '.join(RECIPES)}.")
-    found: Recipe = RECIPES[recipe] if isinstance(recipe, str) else recipe
+    found = recipes.named(recipe) if isinstance(recipe, str) else recipe
     if learning_rate is not None:
         found = replace(found, learning_rate=learning_rate)
-    if epochs is None:
-        return found
-    count, total = len(found.stages), sum(stage.epochs for stage in found.stages)
-    if epochs < count:
-        raise UsageError(f"{epochs} epochs for {count} stages;", fix="give each one at least.")
-    # Each stage has one, and its share of the others; the last has what is left by rounding.
-    shares = [1 + (epochs - count) * stage.epochs // total for stage in found.stages]
-    shares[-1] += epochs - sum(shares)
-    stages = tuple(replace(stage, epochs=own) for stage, own in zip(found.stages, shares, strict=True))
-    return replace(found, stages=stages)
+    return found if epochs is None else found.with_epochs(epochs)
 
 
 def augmentation(name: str) -> Augmentation | None:

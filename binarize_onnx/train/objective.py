@@ -79,7 +79,7 @@ class Objective(nn.Module):
             "contrastive": weights.contrastive,
         }
         if not any(self.weights.values()):
-            raise UsageError("the recipe learns from labels, and there are none:", fix="give some, or another recipe.")
+            raise UsageError("the recipe learns from labels, and there are none:", fix="add +distillation to it.")
         self.contrastive: nn.Module | None = None
         self._binary: dict[str, Tensor] = {}  # what the layers made of their inputs, by name
         sites = [layer.site for layer in self._layers]
