@@ -637,7 +637,7 @@ def convert(
     "--recipe",
     default="react2step",
     show_default=True,
-    help="Which methods train together, by the name of their paper: react2step, bireal, irnet, recu, reste, siman, xnor, "
+    help="Which methods train together, named after their papers: react2step, bireal, irnet, recu, reste, siman, xnor, "
     "lsq; and what is added: +distillation, +labels, +attention, +cmim, +cmim-self, +ovsw, +dysign, +shortcuts.",
 )
 @click.option("--precision", default="w1a1", show_default=True, help="Of the layers: weight bases, activation bits.")

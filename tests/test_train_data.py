@@ -15,9 +15,10 @@ torch = pytest.importorskip("torch", reason="the extra `train` is not installed"
 
 from binarize_onnx.errors import BinarizeError, ModelError, UsageError  # noqa: E402
 from binarize_onnx.images import ImageFolder  # noqa: E402
+from binarize_onnx.quantize.scoring import Labelled  # noqa: E402
 from binarize_onnx.train import data as data_module  # noqa: E402
 from binarize_onnx.train.augment import Augmentation, Augmenter  # noqa: E402
-from binarize_onnx.train.data import Batch, Share, source  # noqa: E402
+from binarize_onnx.train.data import Batch, Share, labelled, source  # noqa: E402
 
 Array = npt.NDArray[Any]
 
@@ -170,6 +171,15 @@ def test_what_is_refused(case: str) -> None:
     given, error, words = BAD[case]
     with pytest.raises(error, match=words):
         source(ROWS, given, batch_size=4)
+
+
+@pytest.mark.parametrize("given", [rows(), loader(), Labelled({"x": rows()["x"]}, rows()["labels"])])
+def test_all_samples_at_once(given: Any) -> None:
+    found = labelled(ROWS, given)
+    assert found.labels is not None
+    assert sorted(found.labels.tolist()) == list(range(10))
+    assert np.asarray(found.inputs["x"])[:, 0].tolist() == found.labels.tolist()
+    assert labelled(ROWS, [rows()["x"]]).labels is None
 
 
 def test_a_loader_without_a_length() -> None:

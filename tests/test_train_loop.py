@@ -40,7 +40,7 @@ from binarize_onnx.train.graph import GraphModule  # noqa: E402
 from binarize_onnx.train.loop import Trained, learning_rate, refit, statistics, train, weights  # noqa: E402
 from binarize_onnx.train.objective import Objective, Teacher  # noqa: E402
 from binarize_onnx.train.ovsw import OvSW  # noqa: E402
-from binarize_onnx.train.recipes import Losses, Recipe, Stage  # noqa: E402
+from binarize_onnx.train.recipes import ADDITIONS, RECIPES, Losses, Recipe, Stage  # noqa: E402
 from binarize_onnx.train.student import Student  # noqa: E402
 from binarize_onnx.verify.session import Runner  # noqa: E402
 
@@ -511,6 +511,11 @@ def test_what_the_command_refuses(files: Path, arguments: list[str], code: int, 
     assert (done.exit_code, done.stdout) == (code, ""), done.output
     assert words in done.stderr
     assert not (files / "out.onnx").exists()
+
+
+def test_help_names_all_recipes() -> None:
+    words = CliRunner().invoke(main, ["finetune", "--help"]).output
+    assert all(name in words for name in (*RECIPES, *ADDITIONS))
 
 
 def test_the_command_without_the_extra(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:

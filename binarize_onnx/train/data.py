@@ -121,12 +121,32 @@ def source(
     if batch_size < 1:
         raise UsageError(f"a batch of {batch_size} samples;", fix="give a number from 1 on.")
     augmenter = None if augmentation is None else Augmenter(model, augmentation, seed)
+    if _comes_in_batches(data):
+        return Loader(model, data, seed, augmenter, share)  # type: ignore[arg-type]  # the line above is not seen through
+    return Samples(labelled(model, data), batch_size, seed, augmenter, share)
+
+
+def labelled(model: onnx.ModelProto, data: TrainingData) -> Labelled:
+    """All samples, with their labels if they have any; see `source` for what they may be.
+
+    Raises:
+        ModelError: the data cannot be read or does not fit the model.
+        UsageError: the data is no such thing.
+    """
     if isinstance(data, Labelled):
-        return Samples(data, batch_size, seed, augmenter, share)
-    known = isinstance(data, (str, os.PathLike, Mapping, ImageFolder)) or hasattr(data, "get_next")
-    if known or not isinstance(data, Iterable):  # what is no data at all is refused there too
-        return Samples(scoring.read(model, data), batch_size, seed, augmenter, share)  # type: ignore[arg-type]
-    return Loader(model, data, seed, augmenter, share)
+        return data
+    if not _comes_in_batches(data):
+        return scoring.read(model, data)  # type: ignore[arg-type]  # the line above is not seen through
+    batches = list(Loader(model, data, 0, None, Share()).epoch(0))  # type: ignore[arg-type]  # likewise
+    inputs = {name: np.concatenate([batch.inputs[name] for batch in batches]) for name in batches[0].inputs}
+    labels = [batch.labels for batch in batches if batch.labels is not None]
+    return Labelled(inputs, np.concatenate(labels) if labels else None)
+
+
+def _comes_in_batches(data: TrainingData) -> bool:
+    """Whether the data is the caller's own batches; what is no data at all is refused by what reads the others."""
+    known = isinstance(data, (str, os.PathLike, Mapping, ImageFolder, Labelled)) or hasattr(data, "get_next")
+    return not known and isinstance(data, Iterable)
 
 
 class Samples:

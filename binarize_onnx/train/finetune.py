@@ -16,15 +16,13 @@ import onnx
 from binarize_onnx import io, pipeline
 from binarize_onnx.errors import RuntimeUnavailable
 from binarize_onnx.passes.recognise_layers import Filter
-from binarize_onnx.quantize import post_training, preset, scoring, sites
+from binarize_onnx.quantize import post_training, preset, sites
 from binarize_onnx.quantize.post_training import OutputAgreement, Progress, Quantized
 from binarize_onnx.quantize.precision import Precision
 from binarize_onnx.train.curve import Epoch, svg
 
 if TYPE_CHECKING:  # these import torch, which the extra `train` brings
-    from binarize_onnx.calibration import CalibrationData
     from binarize_onnx.passes.base import Array
-    from binarize_onnx.quantize.scoring import Labelled
     from binarize_onnx.quantize.sites import Network
     from binarize_onnx.train.augment import Augmentation
     from binarize_onnx.train.data import TrainingData
@@ -69,7 +67,7 @@ def finetune(
     recipe: str | Recipe = DEFAULT_RECIPE,
     *,
     precision: str = "w1a1",
-    validation: CalibrationData | Labelled | None = None,
+    validation: TrainingData | None = None,
     config: pipeline.Config | None = None,
     epochs: int | None = None,
     batch_size: int = 128,
@@ -110,7 +108,7 @@ def finetune(
     """
     _require_torch()
     from binarize_onnx.train import exactness, loop
-    from binarize_onnx.train.data import Share, source
+    from binarize_onnx.train.data import Share, labelled, source
     from binarize_onnx.train.student import Student
 
     config = config or pipeline.Config()
@@ -126,7 +124,7 @@ def finetune(
     accelerator = loop.processes()
     share = Share(accelerator.process_index, accelerator.num_processes)
     samples = source(network.model, data, batch_size=batch_size, seed=seed, augmentation=augmentation, share=share)
-    judged = _judged(network, validation)
+    judged = None if validation is None else labelled(network.model, validation)
     told("quantizing, to begin with")
     start = samples.some(START)
     quantized = post_training.quantize(network, start, plan, config.ptq_settings, progress=progress)
@@ -181,12 +179,6 @@ def _require_torch() -> None:
         raise RuntimeUnavailable(
             f"fine-tuning needs torch and accelerate ({error}):", fix="pip install 'binarize-onnx[train]'"
         ) from None
-
-
-def _judged(network: Network, validation: CalibrationData | Labelled | None) -> Labelled | None:
-    if validation is None or isinstance(validation, scoring.Labelled):
-        return validation
-    return scoring.read(network.model, validation)
 
 
 def _measured(network: Network, student: Student, quantized: Quantized, samples: dict[str, Array]) -> Quantized:

@@ -109,7 +109,9 @@ def train(
         run.save_seconds = save_seconds
         if folder is not None:
             identity = _identity(network, student, data, seed)
-            run.keep(Folder(folder, identity, writes=run.accelerator.is_main_process))
+            with run.accelerator.main_process_first():  # the others find the folder begun
+                kept = Folder(folder, identity, writes=run.accelerator.is_main_process)
+            run.keep(kept)
         run.all()
         student.module.cpu()
         return Trained(run.epochs, None if run.judge is None else run.judge.reference.value)
@@ -123,7 +125,8 @@ def processes() -> Accelerator:
     on_cpus = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
     # Scales of binary weights, say, get no gradient while weights are real ones.
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-    return Accelerator(cpu=on_cpus, kwargs_handlers=handlers)
+    # Comparisons with thresholds are those of the exported graph in float32 alone, whatever the launcher says.
+    return Accelerator(cpu=on_cpus, mixed_precision="no", kwargs_handlers=handlers)
 
 
 class _Run:
