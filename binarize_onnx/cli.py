@@ -741,6 +741,7 @@ def finetune(
     printed = _json({**found.result.report.to_json(), "fine_tuning": found.to_json()})
     with _writing({report: _line(printed), curve: found.curve().encode()}):
         io.save(found.result.model, out)
+    click.echo(str(found), err=True)
     click.echo(printed if as_json else found.result.report.table())
 
 

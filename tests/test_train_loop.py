@@ -395,7 +395,7 @@ def test_finetune_returns_what_was_trained_compiled() -> None:
     lines: list[Epoch] = []
     data = given(32, labels=False)
     found = finetune(small(), data, Recipe(stages=TWO), validation=data, batch_size=8, log=lines.append)
-    assert lines == found.epochs
+    assert lines == found.training.epochs
     assert [e.epoch for e in lines] == [1, 2, 3]
     report = found.result.report
     assert {layer.name: layer.status for layer in report.layers} == {
@@ -410,9 +410,8 @@ def test_finetune_returns_what_was_trained_compiled() -> None:
     compiled = Runner(found.result.model, library=True).run(data)
     assert all(np.array_equal(ideal[name], compiled[name]) for name in ideal)
     (share,) = [line for line in report.post_training if "keep their class" in line]
-    agreement = found.epochs[-1].quality  # before statistics were measured again, so not the same number always
-    assert agreement is not None
-    assert "% keep their class" in share
+    assert f"{found.training.quality:.2f}% keep their class" in share
+    assert str(found) == f"trained: agreement {found.training.quality:.2f} %; the float network has 100.00"
     known = {p.key: p.value for p in found.model.metadata_props}
     assert json.loads(known["binarize_onnx.fine_tuning"])["recipe"]["binarizer"] == "react"
 
@@ -482,12 +481,14 @@ def test_the_command(files: Path) -> None:
     assert said == json.loads((files / "r.json").read_text())
     assert [epoch["epoch"] for epoch in said["fine_tuning"]["epochs"]] == [1, 2]
     assert said["fine_tuning"]["reference"] > 0
+    assert said["fine_tuning"]["metric"] == "accuracy"
     ElementTree.parse(files / "curve.svg")
     written = (files / "out.onnx").read_bytes()
     assert any(node.op_type == "XnorConv" for node in onnx.load(files / "out.onnx").graph.node)
     again = command(files, *extra, "--augment", "crop")  # it is finished: only written again
     assert again.exit_code == 0
-    assert again.stderr == ""
+    assert again.stderr == done.stderr.splitlines()[-1] + "\n"
+    assert again.stderr.startswith("trained: accuracy ")
     assert (files / "out.onnx").read_bytes() == written
 
 
@@ -570,4 +571,4 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     (tmp_path / "alone").mkdir()
     alone = in_processes(tmp_path / "alone")
     # the same samples make the same steps; normalisations see half of them at a time
-    assert lines[0]["loss"] == pytest.approx(alone.epochs[0].loss, rel=0.2)
+    assert lines[0]["loss"] == pytest.approx(alone.training.epochs[0].loss, rel=0.2)

@@ -56,9 +56,14 @@ class Epoch:
         stage = f"stage {self.stage}/{self.stages}{weights}"
         rate = f"learning rate {self.learning_rate:.2e}"
         head = f"epoch {self.epoch}/{self.epochs} ({stage})  loss {self.loss:.4f}  {rate}"
-        unit = {"accuracy": " %", "agreement": " %", "psnr": " dB"}.get(self.metric, "")
-        quality = "" if self.quality is None else f"  {self.metric} {self.quality:.2f}{unit}"
+        quality = "" if self.quality is None else f"  {measured(self.metric, self.quality)}"
         return f"{head}{quality}  {span(self.seconds)}, {span(self.left)} left"
+
+
+def measured(metric: str, value: float) -> str:
+    """`accuracy 87.30 %`."""
+    unit = {"accuracy": " %", "agreement": " %", "psnr": " dB"}.get(metric, "")
+    return f"{metric} {value:.2f}{unit}"
 
 
 def span(seconds: float) -> str:

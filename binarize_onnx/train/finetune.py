@@ -19,13 +19,14 @@ from binarize_onnx.passes.recognise_layers import Filter
 from binarize_onnx.quantize import post_training, preset, sites
 from binarize_onnx.quantize.post_training import OutputAgreement, Progress, Quantized
 from binarize_onnx.quantize.precision import Precision
-from binarize_onnx.train.curve import Epoch, svg
+from binarize_onnx.train.curve import Epoch, measured, svg
 
 if TYPE_CHECKING:  # these import torch, which the extra `train` brings
     from binarize_onnx.passes.base import Array
     from binarize_onnx.quantize.sites import Network
     from binarize_onnx.train.augment import Augmentation
     from binarize_onnx.train.data import TrainingData
+    from binarize_onnx.train.loop import Trained
     from binarize_onnx.train.recipes import Recipe
     from binarize_onnx.train.student import Student
 
@@ -41,24 +42,35 @@ class FineTuned:
     Attributes:
         model: the ideal graph.
         result: what is to be written, compiled or ideal as `config.emit` says, and the report on the source's layers.
-        epochs: how it went.
-        reference: the float network's own quality on the validation samples; None without any.
+        training: how it went, and what the network is worth on the validation samples.
         writes: whether this process is the one that writes; of several, one is.
     """
 
     model: onnx.ModelProto
     result: pipeline.Result
-    epochs: list[Epoch]
-    reference: float | None
+    training: Trained
     writes: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """The training, in plain JSON types."""
-        return {"reference": self.reference, "epochs": [epoch.to_json() for epoch in self.epochs]}
+        found = self.training
+        return {
+            "metric": found.metric,
+            "quality": found.quality,
+            "reference": found.reference,
+            "epochs": [epoch.to_json() for epoch in found.epochs],
+        }
 
     def curve(self) -> str:
         """The learning curve as SVG."""
-        return svg(self.epochs, self.reference)
+        return svg(self.training.epochs, self.training.reference)
+
+    def __str__(self) -> str:
+        """What it is worth: `accuracy 87.30 %; the float network has 91.20`."""
+        found = self.training
+        if found.quality is None:
+            return "trained; there are no samples to judge it on"
+        return f"trained: {measured(found.metric, found.quality)}; the float network has {found.reference:.2f}"
 
 
 def finetune(
@@ -147,7 +159,7 @@ def finetune(
     after = _measured(network, student, replace(quantized, model=ideal), some)
     trained = preset.trained(read, config, network, plan, left, after)
     result = pipeline.compile_trained(trained, read, config, None)
-    return FineTuned(trained.source.model, result, found.epochs, found.reference, accelerator.is_main_process)
+    return FineTuned(trained.source.model, result, found, accelerator.is_main_process)
 
 
 def adjusted(recipe: str | Recipe, epochs: int | None, learning_rate: float | None) -> Recipe:

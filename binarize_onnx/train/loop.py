@@ -63,10 +63,15 @@ class Trained:
 
     Attributes:
         epochs: one after the other.
-        reference: the float network's own quality on the validation samples; None without any.
+        metric: what `quality` is, as of an epoch.
+        quality: of the student as it is left, on the validation samples; None without any, and in processes that do not
+            write.
+        reference: the float network's own.
     """
 
     epochs: list[Epoch]
+    metric: str = ""
+    quality: float | None = None
     reference: float | None = None
 
 
@@ -113,8 +118,11 @@ def train(
                 kept = Folder(folder, identity, writes=run.accelerator.is_main_process)
             run.keep(kept)
         run.all()
+        quality = run.quality()
         student.module.cpu()
-        return Trained(run.epochs, None if run.judge is None else run.judge.reference.value)
+        if run.judge is None:
+            return Trained(run.epochs)
+        return Trained(run.epochs, run.judge.metric, quality, run.judge.reference.value)
 
 
 def processes() -> Accelerator:
@@ -281,7 +289,7 @@ class _Run:
             parts=means,
             learning_rate=self._sums.rate,
             metric="" if self.judge is None else self.judge.metric,
-            quality=self._quality(),
+            quality=self.quality(),
             seconds=self._per_step.seconds * self._data.steps,
             left=self._per_step.seconds * self._data.steps * (total - done),
         )
@@ -291,7 +299,7 @@ class _Run:
         if self.accelerator.is_main_process:
             self._told(epoch)
 
-    def _quality(self) -> float | None:
+    def quality(self) -> float | None:
         """Of the student on the validation samples; one process computes it."""
         if self.judge is None or not self.accelerator.is_main_process:
             return None
