@@ -228,7 +228,7 @@ def test_a_damaged_folder(tmp_path: Path, name: str, content: bytes) -> None:
 
 def test_nothing_in_a_checkpoint_is_run(tmp_path: Path) -> None:
     folder = Folder(tmp_path, {})
-    np.savez(tmp_path / "checkpoint.npz", notes=np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    np.savez(tmp_path / "checkpoint.npz", notes=np.array([{"a": 1}], dtype=object))
     with pytest.raises(ModelError, match="damaged"):
         folder.load()
 

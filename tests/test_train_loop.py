@@ -458,7 +458,7 @@ def test_nothing_but_the_training_imports_torch() -> None:
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
     onnx.save(small(), tmp_path / "float.onnx")
-    np.savez(tmp_path / "train.npz", allow_pickle=False, **given(32))
+    np.savez(tmp_path / "train.npz", x=given(32)["x"], labels=given(32)["labels"])
     return tmp_path
 
 
@@ -535,6 +535,7 @@ import torch
 import test_train_loop as t
 from pathlib import Path
 found = t.in_processes(Path({folder!r}))
+assert t.loop_module.processes().mixed_precision == "no"
 rank = os.environ["RANK"]
 Path({folder!r}, f"done{{rank}}").write_text(f"{{found.writes}} {{t.digest(found)}}")
 """
@@ -559,7 +560,7 @@ def test_two_processes_train_one_network(tmp_path: Path) -> None:
     code = PROCESS.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
     (tmp_path / "main.py").write_text(code)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "ACCELERATE_MIXED_PRECISION": "bf16"}
     subprocess.run([*launch, str(tmp_path / "main.py")], check=True, env=environment, capture_output=True, timeout=300)
     writes, digests = zip(*((tmp_path / f"done{i}").read_text().split() for i in range(2)), strict=True)
     assert writes == ("True", "False")

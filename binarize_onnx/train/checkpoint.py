@@ -99,7 +99,7 @@ class Folder:
         if self._writes:
             with _storing(path), io.atomic_write(path) as file:
                 arrays = {**state.arrays, NOTES: np.asarray(json.dumps(state.notes))}
-                np.savez(file, allow_pickle=False, **arrays)
+                np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is named as an option is
 
     def log(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Write the log: all epochs so far."""
