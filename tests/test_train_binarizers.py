@@ -399,7 +399,7 @@ def test_ovsw_goes_on_where_it_was() -> None:
         return weight.grad
 
     weight = torch.nn.Parameter(torch.ones(2, 3, dtype=torch.float64))
-    first, second = OvSW([weight], decay=1.0), OvSW([weight], decay=1.0)
+    first, second = (OvSW([weight], decay=1.0, momentum=0.5, threshold=0.2) for _ in range(2))
     mended(first, 0)
     second.load_state_dict(first.state_dict())
     assert torch.equal(mended(first, 1), mended(second, 1))
