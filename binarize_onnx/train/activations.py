@@ -174,8 +174,9 @@ class DynamicSign(nn.Module):
 
         y = 1 where x ≥ T(x), else x_low        T(x) = second(relu(first(m))), m [N, C] the means of the channels
 
-    The first axis of x is that of the samples. The width of the layer between, and that `second` begins at zero, so
-    that all thresholds begin at `threshold`, are our own. Gradients are those of `BinaryActivation`, and go on through T.
+    The first axis of x is that of the samples. The width of the layer between is our own choice, and so is that
+    `second` begins at zero, so that all thresholds begin at `threshold`. Gradients are those of `BinaryActivation`, and
+    go on through T.
 
     Args:
         channels: C.
