@@ -123,7 +123,12 @@ def test_bits_are_those_of_binary_sign(shape: tuple[int, ...], axis: int, x_low:
 def test_zeros_and_the_smallest_numbers() -> None:
     x = np.array([[0.0], [-0.0], [TINY], [-TINY], [np.nan]], np.float32)
     assert modes(BinaryActivation(1), x).ravel().tolist() == [1, 1, 1, -1, -1]
+    assert modes(BinaryActivation(1, width=4.0), x).ravel().tolist() == [1, 1, 1, -1, -1]  # -TINY / 4 is -0
     assert modes(BinaryActivation(1, threshold=TINY, x_low=0), x).ravel().tolist() == [0, 0, 1, 0, 0]
+    assert modes(BinaryActivation(1, threshold=math.inf), np.array([[np.inf], [3]], np.float32)).ravel().tolist() == [
+        1,
+        -1,
+    ]
 
 
 @pytest.mark.parametrize("x_low", [-1, 0])

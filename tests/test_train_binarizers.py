@@ -393,15 +393,15 @@ def test_ovsw() -> None:
 def test_ovsw_goes_on_where_it_was() -> None:
     def mended(hook: Any, seed: int) -> Any:
         random = np.random.default_rng(seed)
-        weight.data = torch.tensor(random.normal(size=(2, 3)))
-        weight.grad = torch.tensor(random.normal(size=(2, 3)))
+        weight.data = torch.tensor(random.normal(size=(4, 5)))
+        weight.grad = torch.tensor(random.normal(size=(4, 5)))
         hook.mend()
         return weight.grad
 
-    weight = torch.nn.Parameter(torch.ones(2, 3, dtype=torch.float64))
-    first, second = OvSW([weight], decay=1.0), OvSW([weight], decay=1.0)
+    weight = torch.nn.Parameter(torch.ones(4, 5, dtype=torch.float64))
+    first, second = (OvSW([weight], decay=1.0, momentum=0.5, threshold=0.2) for _ in range(2))
     mended(first, 0)
     second.load_state_dict(first.state_dict())
     assert torch.equal(mended(first, 1), mended(second, 1))
     assert not [*first.parameters()]
-    assert {name for name, _ in first.named_buffers()} == {"positive_0", "changes_0"}
+    assert set(first.state_dict()) == {"positive_0", "changes_0"}

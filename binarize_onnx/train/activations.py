@@ -38,6 +38,9 @@ class BinaryActivation(nn.Module):
             the middle, half of s makes the gradient of "clip" that of a rounding.
         standardise: take (x − T)/width in units of √(var x + 1e-5) of the sample, n − 1 below the sum, for the gradient
             (Xu, "ReCU", 2021).
+
+    Raises:
+        ValueError: another `x_low`, as of all signs here.
     """
 
     def __init__(
@@ -171,8 +174,9 @@ class DynamicSign(nn.Module):
 
         y = 1 where x ≥ T(x), else x_low        T(x) = second(relu(first(m))), m [N, C] the means of the channels
 
-    The first axis of x is that of the samples. `second` begins at zero, all thresholds at `threshold`. Gradients are
-    those of `BinaryActivation`, and go on through T.
+    The first axis of x is that of the samples. The width of the layer between is our own choice, and so is that
+    `second` begins at zero, so that all thresholds begin at `threshold`. Gradients are those of `BinaryActivation`, and
+    go on through T.
 
     Args:
         channels: C.
