@@ -19,12 +19,14 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from float_nets import FloatNet, samples
+from onnx import numpy_helper
 
 torch = pytest.importorskip("torch", reason="the extra `train` is not installed")
 pytest.importorskip("accelerate", reason="the extra `train` is not installed")
 
+from binarize_onnx import pipeline  # noqa: E402
 from binarize_onnx.cli import main  # noqa: E402
-from binarize_onnx.errors import ModelError, NothingMatched, RuntimeUnavailable, UsageError  # noqa: E402
+from binarize_onnx.errors import GateFailed, ModelError, NothingMatched, RuntimeUnavailable, UsageError  # noqa: E402
 from binarize_onnx.pipeline import Config  # noqa: E402
 from binarize_onnx.quantize import sites  # noqa: E402
 from binarize_onnx.quantize.post_training import Quantized, quantize  # noqa: E402
@@ -416,6 +418,47 @@ def test_finetune_returns_what_was_trained_compiled() -> None:
     assert json.loads(known["binarize_onnx.fine_tuning"])["recipe"]["binarizer"] == "react"
 
 
+def test_a_compiled_network_with_a_wrong_bit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_trained = pipeline.compile_trained
+
+    def wrong(*arguments: Any) -> pipeline.Result:
+        result = compile_trained(*arguments)
+        node = next(node for node in result.model.graph.node if node.op_type == "XnorConv")
+        words = next(t for t in result.model.graph.initializer if t.name == node.input[1])
+        values = numpy_helper.to_array(words).copy()
+        values.reshape(-1)[0] ^= 1
+        words.CopyFrom(numpy_helper.from_array(values, words.name))
+        return result
+
+    monkeypatch.setattr(pipeline, "compile_trained", wrong)
+    with pytest.raises(GateFailed, match=r"not what was trained: `t5`, written by XnorConv `l1`: .* values differ"):
+        finetune(small(), given(16), Recipe(stages=(Stage(1),)), batch_size=8)
+
+
+AT_RUN_TIME = pytest.mark.xfail(
+    raises=NothingMatched,
+    strict=True,
+    reason="the compiler does not take a BinarySign for a sign whose threshold is computed",
+)
+NAMES = [*RECIPES, *(f"react2step+{addition}" for addition in ADDITIONS)]
+COMPUTED = {("siman", "w1a1"), ("react2step+dysign", "w1a1")}
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        pytest.param(name, precision, marks=[AT_RUN_TIME] if (name, precision) in COMPUTED else [])
+        for name in NAMES
+        for precision in ("w1a1", "w2a4")
+    ],
+)
+def test_every_recipe_takes_two_steps_a_stage_and_comes_back_exact(name: str, precision: str) -> None:
+    stages = len(RECIPES[name.partition("+")[0]].stages)
+    found = finetune(small(), given(16), name, precision=precision, epochs=stages, batch_size=8)
+    assert all(np.isfinite(epoch.loss) for epoch in found.training.epochs)
+    assert [layer.name for layer in found.result.report.layers if layer.status == "binary"] == ["l1", "l2"]
+
+
 def test_an_ideal_graph_can_be_had() -> None:
     found = finetune(
         small(), given(16), Recipe(stages=(Stage(1),)), batch_size=8, config=Config(emit="ideal"), precision="w2a2"
@@ -430,6 +473,17 @@ def test_layers_can_be_left_float() -> None:
     assert [layer.name for layer in found.result.report.layers if layer.status == "binary"] == ["l1"]
     with pytest.raises(NothingMatched):
         finetune(small(), given(16), Recipe(), config=Config(nodes_to_exclude=("l.",)))
+
+
+def test_what_does_not_compile_is_not_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise NothingMatched("no")
+
+    lines: list[Epoch] = []
+    monkeypatch.setattr(pipeline, "compile_trained", refuse)
+    with pytest.raises(NothingMatched, match="no"):
+        finetune(small(), given(16), Recipe(stages=(Stage(1),)), batch_size=8, log=lines.append)
+    assert not lines
 
 
 def test_recipes_can_be_lengthened_and_slowed() -> None:

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from binarize_onnx import io, pipeline
-from binarize_onnx.errors import RuntimeUnavailable
+from binarize_onnx import io, pipeline, runtime
+from binarize_onnx.errors import GateFailed, RuntimeUnavailable
 from binarize_onnx.passes.recognise_layers import Filter
 from binarize_onnx.quantize import post_training, preset, sites
 from binarize_onnx.quantize.post_training import OutputAgreement, Progress, Quantized
 from binarize_onnx.quantize.precision import Precision
 from binarize_onnx.train.curve import Epoch, measured, svg
+from binarize_onnx.verify.data import batches
+from binarize_onnx.verify.exact import ExactCheck
+from binarize_onnx.verify.session import Runner
 
 if TYPE_CHECKING:  # these import torch, which the extra `train` brings
     from binarize_onnx.passes.base import Array
@@ -31,6 +34,7 @@ if TYPE_CHECKING:  # these import torch, which the extra `train` brings
     from binarize_onnx.train.student import Student
 
 KEY = "binarize_onnx.fine_tuning"  # in metadata_props: JSON, how the network was trained
+CHECKED = 32  # samples at a time, with every tensor of the compiled network and of its ideal graph
 START = 512  # samples that layers are quantized on, before they are trained
 DEFAULT_RECIPE = "react2step"
 
@@ -116,7 +120,7 @@ def finetune(
             training diverges.
         NothingMatched: no layer can be quantized, or none is chosen.
         UsageError: there is no such recipe, or the folder belongs to another training.
-        GateFailed: the exported graph does not compute what was trained.
+        GateFailed: the exported graph, or the compiled one, does not compute what was trained.
     """
     _require_torch()
     from binarize_onnx.train import exactness, loop
@@ -141,6 +145,12 @@ def finetune(
     start = samples.some(START)
     quantized = post_training.quantize(network, start, plan, config.ptq_settings, progress=progress)
     student = Student(network, plan, wanted, quantized)
+
+    def compiled(done: Quantized) -> tuple[preset.PostTrained, pipeline.Result]:
+        trained = preset.trained(read, config, network, plan, left, done)
+        return trained, pipeline.compile_trained(trained, read, config, None)
+
+    compiled(replace(quantized, model=student.export()))  # what does not compile is known before it is trained
     found = loop.train(
         network,
         student,
@@ -156,9 +166,9 @@ def finetune(
     exactness.check(student, ideal, start)
     ideal.metadata_props.add(key=KEY, value=json.dumps({"recipe": asdict(wanted), "seed": seed}, sort_keys=True))
     some = samples.some(loop.sample_count(network.model))
-    after = _measured(network, student, replace(quantized, model=ideal), some)
-    trained = preset.trained(read, config, network, plan, left, after)
-    result = pipeline.compile_trained(trained, read, config, None)
+    trained, result = compiled(_measured(network, student, replace(quantized, model=ideal), some))
+    if config.emit == "compiled":
+        _require_same_bits(trained, result.model, some)
     return FineTuned(trained.source.model, result, found, accelerator.is_main_process)
 
 
@@ -191,6 +201,27 @@ def _require_torch() -> None:
         raise RuntimeUnavailable(
             f"fine-tuning needs torch and accelerate ({error}):", fix="pip install 'binarize-onnx[train]'"
         ) from None
+
+
+def _require_same_bits(trained: preset.PostTrained, compiled: onnx.ModelProto, samples: dict[str, Array]) -> None:
+    """Refuse a compiled network that differs from its ideal graph in a single bit of any tensor that both have.
+
+    Raises:
+        GateFailed: it does; its words name the tensor.
+    """
+    ideal = pipeline.convert(trained.source.model, replace(trained.config, emit="ideal")).model
+    check = ExactCheck(ideal, compiled)
+    try:
+        runtime.get_library_path()
+        kernels = True
+    except RuntimeUnavailable:  # then the definitions of the ops in the file are what runs, here and elsewhere
+        kernels = False
+    runner = Runner(compiled, check.read_from_candidate, library=kernels)
+    for feed, _ in batches(ideal, samples, CHECKED):
+        check.compare(feed, runner.run(feed))
+    if not check.found.equal:
+        words = f"the compiled network is not what was trained: {check.found.first_diverging};"
+        raise GateFailed(words, fix="report this: nothing was written.")
 
 
 def _measured(network: Network, student: Student, quantized: Quantized, samples: dict[str, Array]) -> Quantized:
