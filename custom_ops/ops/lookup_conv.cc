@@ -40,7 +40,7 @@ LookupConv::LookupConv(const LookupAccumulateKernel& kernel, const LookupConvLay
                        const WordStrides& strides)
     : kernel_(kernel),
       layout_(layout),
-      format_(kernel.format(layout.planes)),
+      format_(kernel.format(layout.planes, layout.channels)),
       steps_(checked_product(layout.taps() / run_taps(), run_steps(), "the indices of the weights")),
       unit_(layout.block_bases() % 2 ? 2 : 1) {
   const int64_t block_bytes = checked_product(steps_, format_.step_weights(), "the indices of the weights");
@@ -194,6 +194,7 @@ void LookupConv::accumulate(const Plan& plan, const Band& band, int64_t block, i
   args.rows = count;
   args.blocks = blocks * layout_.block_bases();
   args.planes = layout_.planes;
+  args.group = format_.group;
   kernel_.accumulate(args);
 }
 

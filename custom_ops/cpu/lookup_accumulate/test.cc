@@ -66,7 +66,7 @@ void run(const Case& c, Random& random) {
                            ", taps " + std::to_string(c.taps) + ", rows " + std::to_string(c.rows) + ", blocks " +
                            std::to_string(c.blocks) + (c.extreme ? ", extreme" : "");
   for_each_runnable(kLookupAccumulateKernels, [&](const LookupAccumulateKernel& kernel, const std::string& name) {
-    const LookupFormat format = kernel.format(c.planes);
+    const LookupFormat format = kernel.format(c.planes, c.channels);
     const int64_t pixel_bytes = format.pixel_bytes(c.channels);
     // Behind the tables: what steps may read, and nothing may write.
     std::vector<uint8_t> behind(kLookupStep, 0xa5);
@@ -122,6 +122,7 @@ void run(const Case& c, Random& random) {
     args.acc_stride = acc_stride;
     args.rows = c.rows;
     args.planes = c.planes;
+    args.group = format.group;
     kernel.accumulate(args);
     std::vector<int32_t> in_order;
     for (int64_t i = 0; i < static_cast<int64_t>(acc.size()); ++i)

@@ -94,7 +94,7 @@ void accumulate(const LookupAccumulateArgs& args) {
 
 }  // namespace
 
-LookupFormat lookup_format_avx512(int32_t planes) { return lookup_format_avx2(planes); }
+LookupFormat lookup_format_avx512(int32_t planes, int64_t channels) { return lookup_format_avx2(planes, channels); }
 
 void lookup_tables_avx512(const LookupTablesArgs& args) { lookup_tables_avx2(args); }
 

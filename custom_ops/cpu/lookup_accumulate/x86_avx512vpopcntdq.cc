@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t kVector = 64;  // bytes
 constexpr int32_t kMostPlanesOfFive = 4;
+constexpr int64_t kMostChannelsOfFour = 32;
 
 inline __attribute__((always_inline)) __m512i load(const uint8_t* data) { return _mm512_loadu_si512(data); }
 
@@ -155,10 +156,9 @@ inline void build(const uint8_t* levels, int64_t tables, uint8_t* out) {
   }
 }
 
-template <int planes>
+template <int planes, bool five>
 void tables(const LookupTablesArgs& args) {
-  constexpr bool five = planes <= kMostPlanesOfFive;
-  const LookupFormat format = lookup_format_avx512vpopcntdq(planes);
+  const LookupFormat format = lookup_format_avx512vpopcntdq(planes, args.channels);
   const int64_t of_pixel = format.tables(args.channels), pixel_bytes = format.pixel_bytes(args.channels);
   // Some pixels are unpacked before the first is used: a load that follows soon on two stores it overlaps would wait.
   constexpr int64_t kBytes = 16384;
@@ -335,40 +335,33 @@ void accumulate(const LookupAccumulateArgs& args) {
 
 }  // namespace
 
-LookupFormat lookup_format_avx512vpopcntdq(int32_t planes) {
-  if (planes <= kMostPlanesOfFive) return {5, LookupFormat::Order::pairs};
-  return {4, LookupFormat::Order::quads};
+LookupFormat lookup_format_avx512vpopcntdq(int32_t planes, int64_t channels) {
+  const bool five = planes <= kMostPlanesOfFive && channels > kMostChannelsOfFour;
+  return five ? LookupFormat{5, LookupFormat::Order::pairs} : LookupFormat{4, LookupFormat::Order::quads};
 }
 
 void lookup_tables_avx512vpopcntdq(const LookupTablesArgs& args) {
+  const bool five = lookup_format_avx512vpopcntdq(args.planes, args.channels).group == 5;
   switch (args.planes) {
     case 2:
-      return tables<2>(args);
+      return five ? tables<2, true>(args) : tables<2, false>(args);
     case 3:
-      return tables<3>(args);
+      return five ? tables<3, true>(args) : tables<3, false>(args);
     case 4:
-      return tables<4>(args);
+      return five ? tables<4, true>(args) : tables<4, false>(args);
     case 5:
-      return tables<5>(args);
+      return tables<5, false>(args);
     default:
-      return tables<6>(args);
+      return tables<6, false>(args);
   }
 }
 
-// Lookups that fit in a byte: 7 of 5 x 7, 3 of 5 x 15, 2 of 4 x 31, 1 of 4 x 63.  More than four take too many
-// registers.
+// Lookups that fit in a byte: of five channels 7 x 35, 3 x 75; of four 4 x 60, 2 x 124, 1 x 252.  More than four take
+// too many registers.
 void lookup_accumulate_avx512vpopcntdq(const LookupAccumulateArgs& args) {
-  switch (args.planes) {
-    case 2:
-    case 3:
-      return accumulate<true, 4>(args);
-    case 4:
-      return accumulate<true, 3>(args);
-    case 5:
-      return accumulate<false, 2>(args);
-    default:
-      return accumulate<false, 1>(args);
-  }
+  if (args.group == 5) return args.planes == 4 ? accumulate<true, 3>(args) : accumulate<true, 4>(args);
+  if (args.planes <= 4) return accumulate<false, 4>(args);
+  args.planes == 5 ? accumulate<false, 2>(args) : accumulate<false, 1>(args);
 }
 
 }  // namespace binarize
