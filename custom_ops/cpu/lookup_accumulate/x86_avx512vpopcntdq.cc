@@ -44,14 +44,17 @@ constexpr __mmask64 kBit0 = 0xaaaaaaaaaaaaaaaa, kBit1 = 0xcccccccccccccccc;  // 
 // Where the bytes of 8 channels' planes go to be turned into the bytes of 8 channels: from 16 bytes an item,
 // plane-major, to a quadword a byte.  Its byte 7 - p is plane p, as VGF2P8AFFINEQB numbers the rows of a matrix.
 struct Gather {
-  alignas(64) uint8_t of[2][64];  // the items in the first two lanes, in the last two
-  constexpr Gather() : of() {
-    for (int half = 0; half < 2; ++half)
-      for (int lane = 0; lane < 64; ++lane) {
-        const int item = half * 2 + lane / 32, byte = lane / 8 % 4, plane = 7 - lane % 8;
-        of[half][lane] =
-            static_cast<uint8_t>(plane < 4 ? item * 16 + plane * 4 + byte : 64 + item * 16 + (plane - 4) * 4 + byte);
-      }
+  alignas(64) uint8_t of[2][64];    // the items in the first two lanes, in the last two
+  alignas(64) uint8_t of_first[64];  // the first 16 channels of all four items
+  constexpr Gather() : of(), of_first() {
+    for (int lane = 0; lane < 64; ++lane) {
+      const auto from = [lane](int item, int byte) {
+        const int plane = 7 - lane % 8;
+        return static_cast<uint8_t>((plane < 4 ? 0 : 64) + item * 16 + plane % 4 * 4 + byte);
+      };
+      for (int half = 0; half < 2; ++half) of[half][lane] = from(half * 2 + lane / 32, lane / 8 % 4);
+      of_first[lane] = from(lane / 16, lane / 8 % 2);
+    }
   }
 };
 constexpr Gather kGather;
@@ -69,7 +72,8 @@ inline void transpose_words(const uint32_t* x, int64_t plane_stride, int planes,
   out[3] = _mm512_unpackhi_epi64(high01, high23);
 }
 
-// levels[item][32] of up to 16 words that follow each other in memory: those of neighbouring pixels, or of one.
+// levels[item][32] of up to 16 words that follow each other in memory: those of neighbouring pixels, or of one.  Where
+// items are 16 bytes apart, their words have no more channels.
 template <int planes>
 inline void unpack_levels(const uint32_t* x, int64_t plane_stride, int64_t items, int64_t item_size, uint8_t* levels) {
   const __mmask16 valid = items >= 16 ? 0xffff : static_cast<__mmask16>((1u << items) - 1);
@@ -77,13 +81,26 @@ inline void unpack_levels(const uint32_t* x, int64_t plane_stride, int64_t items
   transpose_words(x, plane_stride, planes, valid, low);
   if (planes > 4) transpose_words(x + 4 * plane_stride, plane_stride, planes - 4, valid, high);
   constexpr __mmask64 kPlanes = uint64_t{0x0101010101010101} * (0xff & 0xff << (8 - planes));
-  const __m512i each_bit = _mm512_set1_epi64(static_cast<int64_t>(0x8040201008040201));
+  const auto levels_of = [&](const uint8_t* gather, int j) {
+    const __m512i from = load(gather);
+    const __m512i rows = planes > 4 ? _mm512_maskz_permutex2var_epi8(kPlanes, low[j], from, high[j])
+                                    : _mm512_maskz_permutexvar_epi8(kPlanes, from, low[j]);
+    return _mm512_gf2p8affine_epi64_epi8(_mm512_set1_epi64(static_cast<int64_t>(0x8040201008040201)), rows, 0);
+  };
+  if (item_size == kWordBits / 2) {
+    for (int j = 0; j < 4; ++j) {
+      const __m512i v = levels_of(kGather.of_first, j);
+      const __m128i of_item[4] = {_mm512_castsi512_si128(v), _mm512_extracti32x4_epi32(v, 1),
+                                  _mm512_extracti32x4_epi32(v, 2), _mm512_extracti32x4_epi32(v, 3)};
+      for (int i = 0; i < 4; ++i)
+        if (4 * i + j < items)
+          _mm_storeu_si128(reinterpret_cast<__m128i*>(levels + (4 * i + j) * item_size), of_item[i]);
+    }
+    return;
+  }
   for (int half = 0; half < 2; ++half)
     for (int j = 0; j < 4; ++j) {
-      const __m512i from = load(kGather.of[half]);
-      const __m512i rows = planes > 4 ? _mm512_maskz_permutex2var_epi8(kPlanes, low[j], from, high[j])
-                                      : _mm512_maskz_permutexvar_epi8(kPlanes, from, low[j]);
-      const __m512i v = _mm512_gf2p8affine_epi64_epi8(each_bit, rows, 0);
+      const __m512i v = levels_of(kGather.of[half], j);
       const int64_t item = half * 8 + j;
       if (item >= items) continue;
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(levels + item * item_size), _mm512_castsi512_si256(v));
@@ -138,7 +155,7 @@ inline __attribute__((always_inline)) void store_tables(__m512i fours, const uin
   if (count > 2) store_two(out + kVector, count - 2, _mm512_permutex2var_epi64(fours, last_two, with_fifth));
 }
 
-// The tables of one pixel.
+// The tables of one pixel, or of neighbours together.
 template <bool five>
 inline void build(const uint8_t* levels, int64_t tables, uint8_t* out) {
   constexpr int64_t kFour = five ? 2 * kVector : kVector;  // bytes of four tables
@@ -151,6 +168,11 @@ inline void build(const uint8_t* levels, int64_t tables, uint8_t* out) {
       return _mm512_add_epi8(_mm512_permutexvar_epi8(load(kShuffles.low[half]), pairs),
                              _mm512_permutexvar_epi8(load(kShuffles.high[half]), pairs));
     };
+    if (!five && left >= 8) {
+      _mm512_storeu_si512(out, fours(0));
+      _mm512_storeu_si512(out + kVector, fours(1));
+      continue;
+    }
     store_tables<five>(fours(0), fifths, left, out);
     if (left > 4) store_tables<five>(fours(1), fifths + 4, left - 4, out + kFour);
   }
@@ -164,7 +186,9 @@ void tables(const LookupTablesArgs& args) {
   constexpr int64_t kBytes = 16384;
   alignas(64) uint8_t levels[kBytes];
   const int64_t words = (args.channels + kWordBits - 1) / kWordBits;
-  const int64_t size = (format.group * of_pixel + 32 + kVector - 1) / kVector * kVector;
+  // Of whole tables of four the levels and tables of neighbouring pixels follow each other, and are made in one go.
+  const bool together = !five && (args.channels % kWordBits == 0 || args.channels == kWordBits / 2);
+  const int64_t size = together ? args.channels : (format.group * of_pixel + 32 + kVector - 1) / kVector * kVector;
   const int64_t most = kBytes / size;
   sum_levels(args, words);
   __m256i zeros = _mm256_setzero_si256();
@@ -181,10 +205,11 @@ void tables(const LookupTablesArgs& args) {
       for (int64_t item = 0, items = pixels_follow ? count : words; item < items; item += 16)
         unpack_levels<planes>(
             x + outer * (pixels_follow ? args.word_stride : args.pixel_stride) + item, args.plane_stride, items - item,
-            pixels_follow ? size : kWordBits,
+            pixels_follow || words == 1 ? size : kWordBits,
             levels + (pixels_follow ? item * size + outer * kWordBits : outer * size + item * kWordBits));
-    for (int64_t i = 0; i < count; ++i)
-      build<five>(levels + i * size, of_pixel, args.tables + (first + i) * pixel_bytes);
+    uint8_t* out = args.tables + first * pixel_bytes;
+    if (together) build<five>(levels, count * of_pixel, out);
+    for (int64_t i = 0; !together && i < count; ++i) build<five>(levels + i * size, of_pixel, out + i * pixel_bytes);
   }
 }
 
