@@ -40,7 +40,7 @@ LookupConv::LookupConv(const LookupAccumulateKernel& kernel, const LookupConvLay
                        const WordStrides& strides)
     : kernel_(kernel),
       layout_(layout),
-      format_(kernel.format(layout.planes, layout.channels)),
+      format_(kernel.format(layout.planes, layout.channels, layout.taps())),
       steps_(checked_product(layout.taps() / run_taps(), run_steps(), "the indices of the weights")),
       unit_(layout.block_bases() % 2 ? 2 : 1) {
   const int64_t block_bytes = checked_product(steps_, format_.step_weights(), "the indices of the weights");
@@ -94,7 +94,7 @@ LookupConv::Plan LookupConv::prepare(Call& call, const Images& images) const {
   for (int64_t word = 0; word < words; ++word)
     border[word] = layout_.pads_high ? valid_lanes(layout_.channels, word) : 0;
   uint8_t* border_tables = call.scratch<uint8_t>(pixel_bytes());
-  kernel_.tables({border, 0, 1, 0, layout_.channels, 1, layout_.planes, border_tables, &plan.border_sum});
+  kernel_.tables({border, 0, 1, 0, layout_.channels, 1, layout_.planes, format_.group, border_tables, &plan.border_sum});
   plan.border_tables = border_tables;
 
   int32_t* row_offset = call.scratch<int32_t>(checked_product(band_rows, images.out_width, "the pixels"));
@@ -156,7 +156,7 @@ void LookupConv::make_tables(const Plan& plan, const Band& band, int64_t row) co
     if (inside) {
       pad(0, left);
       const uint32_t* x = images.x + band.image * layout_.planes * plane + group * words * size + y * images.width;
-      kernel_.tables({x, plane, size, 1, layout_.channels, images.width, layout_.planes, tables + left * pixel_bytes(),
+      kernel_.tables({x, plane, size, 1, layout_.channels, images.width, layout_.planes, format_.group, tables + left * pixel_bytes(),
                       sums + left});
       pad(left + images.width, layout_.pads[3]);
     } else {

@@ -66,7 +66,7 @@ void run(const Case& c, Random& random) {
                            ", taps " + std::to_string(c.taps) + ", rows " + std::to_string(c.rows) + ", blocks " +
                            std::to_string(c.blocks) + (c.extreme ? ", extreme" : "");
   for_each_runnable(kLookupAccumulateKernels, [&](const LookupAccumulateKernel& kernel, const std::string& name) {
-    const LookupFormat format = kernel.format(c.planes, c.channels);
+    const LookupFormat format = kernel.format(c.planes, c.channels, c.taps);
     const int64_t pixel_bytes = format.pixel_bytes(c.channels);
     // Behind the tables: what steps may read, and nothing may write.
     std::vector<uint8_t> behind(kLookupStep, 0xa5);
@@ -74,8 +74,8 @@ void run(const Case& c, Random& random) {
     std::vector<uint8_t> tables(static_cast<size_t>(pixels * pixel_bytes), 0xa5);
     tables.insert(tables.end(), behind.begin(), behind.end());
     std::vector<int32_t> own_sums(static_cast<size_t>(pixels));
-    kernel.tables({x.data(), plane_stride, word_stride, pixel_stride, c.channels, pixels, c.planes, tables.data(),
-                   own_sums.data()});
+    kernel.tables({x.data(), plane_stride, word_stride, pixel_stride, c.channels, pixels, c.planes, format.group,
+                   tables.data(), own_sums.data()});
     expect_same(own_sums, sums, name + ": sums" + what);
     expect_same(std::vector<uint8_t>(tables.end() - kLookupStep, tables.end()), behind,
                 name + ": behind tables" + what);

@@ -1,8 +1,8 @@
 // Needs VBMI and VNNI besides: cpu/isa.cc probes for them, and every processor with VPOPCNTDQ and AVX512BW has them.
 //
-// One VPERMB looks up 64 bytes in a table of 64.  Up to four planes that is two groups of five channels for 32 filters:
-// three or four lookups are summed in bytes, then VPMADDUBSW adds the two groups into 16 bits.  Of five and six planes
-// it is four groups of four channels for 16 filters, which VPDPBUSD adds into 32 bits.
+// One VPERMB looks up 64 bytes in a table of 64.  That is two groups of five channels for 32 filters: three or four
+// lookups are summed in bytes, then VPMADDUBSW adds the two groups into 16 bits.  Or it is four groups of four channels
+// for 16 filters, which VPDPBUSD adds into 32 bits.
 #include <immintrin.h>
 
 #include "cpu/lookup_accumulate/lookup_accumulate.h"
@@ -11,8 +11,12 @@ namespace binarize {
 namespace {
 
 constexpr int64_t kVector = 64;  // bytes
-constexpr int32_t kMostPlanesOfFive = 4;
-constexpr int64_t kMostChannelsOfFour = 32;
+// Groups of five take more time to make tables of, and to begin and to end, than groups of four, but multiply and add
+// faster: 826 instead of 766 MAC/ns of four planes.  1x1 256@14 in W2A4: 67 us of fives, 64 of fours; 512@14: 202, 199;
+// 1024@7: 174, 200.  3x3 64@56 in W1A4: 251, 248; 128@28: 197, 195; 256@14: 174, 181.
+constexpr int64_t kLongestOfFour = 576;  // channels x taps
+constexpr int64_t kMostChannelsOfFour = 16;  // of which a fifth saves no shuffle, whatever the taps
+constexpr int32_t kMostPlanesOfFive = 4;     // 5 x 15 fits in a byte
 
 inline __attribute__((always_inline)) __m512i load(const uint8_t* data) { return _mm512_loadu_si512(data); }
 
@@ -180,7 +184,7 @@ inline void build(const uint8_t* levels, int64_t tables, uint8_t* out) {
 
 template <int planes, bool five>
 void tables(const LookupTablesArgs& args) {
-  const LookupFormat format = lookup_format_avx512vpopcntdq(planes, args.channels);
+  const LookupFormat format{args.group, five ? LookupFormat::Order::pairs : LookupFormat::Order::quads};
   const int64_t of_pixel = format.tables(args.channels), pixel_bytes = format.pixel_bytes(args.channels);
   // Some pixels are unpacked before the first is used: a load that follows soon on two stores it overlaps would wait.
   constexpr int64_t kBytes = 16384;
@@ -360,13 +364,13 @@ void accumulate(const LookupAccumulateArgs& args) {
 
 }  // namespace
 
-LookupFormat lookup_format_avx512vpopcntdq(int32_t planes, int64_t channels) {
-  const bool five = planes <= kMostPlanesOfFive && channels > kMostChannelsOfFour;
+LookupFormat lookup_format_avx512vpopcntdq(int32_t planes, int64_t channels, int64_t taps) {
+  const bool five = planes <= kMostPlanesOfFive && channels > kMostChannelsOfFour && channels * taps > kLongestOfFour;
   return five ? LookupFormat{5, LookupFormat::Order::pairs} : LookupFormat{4, LookupFormat::Order::quads};
 }
 
 void lookup_tables_avx512vpopcntdq(const LookupTablesArgs& args) {
-  const bool five = lookup_format_avx512vpopcntdq(args.planes, args.channels).group == 5;
+  const bool five = args.group == 5;
   switch (args.planes) {
     case 2:
       return five ? tables<2, true>(args) : tables<2, false>(args);
