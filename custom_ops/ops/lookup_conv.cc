@@ -42,7 +42,7 @@ LookupConv::LookupConv(const LookupAccumulateKernel& kernel, const LookupConvLay
       layout_(layout),
       format_(kernel.format(layout.planes, layout.channels, layout.taps())),
       steps_(checked_product(layout.taps() / run_taps(), run_steps(), "the indices of the weights")),
-      unit_(layout.block_bases() % 2 ? 2 : 1) {
+      unit_(layout.block_bases() == 1 ? 4 : layout.block_bases() < 4 || layout.block_bases() % 2 ? 2 : 1) {
   const int64_t block_bytes = checked_product(steps_, format_.step_weights(), "the indices of the weights");
   const int64_t block_bases = layout.block_bases();
   const int64_t blocks = checked_product(layout.group * layout.group_blocks(), block_bases, "the blocks of weights");

@@ -54,7 +54,7 @@ class LookupConv {
   void run(Call& call, const Images& images, int64_t scratch_words, const Finish& finish) const;
 
  private:
-  static constexpr int64_t kStackWords = 16384;
+  static constexpr int64_t kStackWords = 24576;
   // Whole tiles of the lookups and whole vectors of the epilogue, as kChunkPixels of XnorConv.
   static constexpr int64_t kChunkPixels = 112;
 
