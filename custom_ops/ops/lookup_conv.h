@@ -67,10 +67,8 @@ class LookupConv {
     int64_t group_bytes;           // of the tables of a band and group
     uint8_t* tables;               // [bands]
     int32_t *sums, *windows;       // [bands]
-    const uint8_t* border_tables;  // of one pixel of padding of a group
-    int32_t border_sum;
-    const int32_t* row_offset;  // [outputs of the largest band]
-    const int32_t* k_offset;    // [steps]
+    int32_t* row_offset;           // [outputs of the largest band]
+    int32_t* k_offset;             // [steps]
 
     int64_t band_bytes(int64_t group) const { return round_up(group * group_bytes + kLookupStep, 64); }
   };
@@ -105,6 +103,9 @@ class LookupConv {
   int64_t steps_;  // of all taps
   int64_t unit_;   // blocks done together, so that their bases are an even number: the kernel takes two at a time
   AlignedArray<uint8_t> weights_;  // [group][units][the unit's blocks][block_bases()] as the kernel reads them
+  // Of one pixel of padding of a group; null: all zeros.
+  AlignedArray<uint8_t> border_tables_;
+  int32_t border_sum_ = 0;
 };
 
 template <class Finish>
