@@ -861,7 +861,11 @@ def low_bit_convs() -> list[Case]:
         low_bit("1xk", (1, 40, 3, 9), (6, 1, 5), 4, pads=(0, 2, 0, 2)),
         low_bit("kx1", (1, 40, 9, 3), (6, 5, 1), 4, pads=(2, 0, 2, 0)),
         low_bit("kernel in the border at corners", (1, 32, 3, 3), (4, 2, 2), 4, pads=(3, 3, 3, 3)),
-        *(low_bit("border of +1", (1, c, 5, 5), (8, 3, 3), b, pads=PAD1, pad_value=1) for b in (3, 6) for c in (33, 70)),
+        *(
+            low_bit("border of +1", (1, c, 5, 5), (8, 3, 3), b, pads=PAD1, pad_value=1)
+            for b in (3, 6)
+            for c in (33, 70)
+        ),
         *(low_bit("border of -1", (1, 33, 5, 5), (8, 3, 3), b, pads=PAD1, pad_value=-1) for b in (3, 6)),
         *(low_bit("border of -1, none", (1, 33, 5, 5), (8, 3, 3), b, pad_value=-1) for b in (3, 6)),
         *(low_bit("groups of words", (2, 96, 5, 5), (96, 3, 3), b, group=3, pads=PAD1) for b in (4, 6)),

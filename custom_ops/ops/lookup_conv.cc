@@ -42,7 +42,9 @@ LookupConv::LookupConv(const LookupAccumulateKernel& kernel, const LookupConvLay
       layout_(layout),
       format_(kernel.format(layout.planes, layout.channels, layout.taps())),
       steps_(checked_product(layout.taps() / run_taps(), run_steps(), "the indices of the weights")),
-      unit_(layout.block_bases() == 1 ? 4 : layout.block_bases() < 4 || layout.block_bases() % 2 ? 2 : 1) {
+      unit_(layout.block_bases() == 1                              ? 4
+            : layout.block_bases() < 4 || layout.block_bases() % 2 ? 2
+                                                                   : 1) {
   const int64_t block_bytes = checked_product(steps_, format_.step_weights(), "the indices of the weights");
   const int64_t block_bases = layout.block_bases();
   const int64_t blocks = checked_product(layout.group * layout.group_blocks(), block_bases, "the blocks of weights");
@@ -76,8 +78,8 @@ LookupConv::LookupConv(const LookupAccumulateKernel& kernel, const LookupConvLay
   const AlignedArray<uint32_t> border = aligned_array<uint32_t>(words);
   for (int64_t word = 0; word < words; ++word) border[static_cast<size_t>(word)] = valid_lanes(layout.channels, word);
   border_tables_ = aligned_array<uint8_t>(pixel_bytes());
-  kernel.tables({border.get(), 0, 1, 0, layout.channels, 1, layout.planes, format_.group, border_tables_.get(),
-                 &border_sum_});
+  kernel.tables(
+      {border.get(), 0, 1, 0, layout.channels, 1, layout.planes, format_.group, border_tables_.get(), &border_sum_});
 }
 
 LookupConv::Plan LookupConv::prepare(Call& call, const Images& images) const {
@@ -162,8 +164,8 @@ void LookupConv::make_tables(const Plan& plan, const Band& band, int64_t row) co
     if (inside) {
       pad(0, left);
       const uint32_t* x = images.x + band.image * layout_.planes * plane + group * words * size + y * images.width;
-      kernel_.tables({x, plane, size, 1, layout_.channels, images.width, layout_.planes, format_.group, tables + left * pixel_bytes(),
-                      sums + left});
+      kernel_.tables({x, plane, size, 1, layout_.channels, images.width, layout_.planes, format_.group,
+                      tables + left * pixel_bytes(), sums + left});
       pad(left + images.width, layout_.pads[3]);
     } else {
       pad(0, plan.columns);

@@ -61,14 +61,14 @@ class LookupConv {
   // What the bands of a call have in common.
   struct Plan {
     const Images& images;
-    int64_t wave_rows, bands;      // rows of outputs done together; bands that they are cut in
-    int64_t columns;               // of the padded input
-    int64_t band_input_rows;       // of the largest band
-    int64_t group_bytes;           // of the tables of a band and group
-    uint8_t* tables;               // [bands]
-    int32_t *sums, *windows;       // [bands]
-    int32_t* row_offset;           // [outputs of the largest band]
-    int32_t* k_offset;             // [steps]
+    int64_t wave_rows, bands;  // rows of outputs done together; bands that they are cut in
+    int64_t columns;           // of the padded input
+    int64_t band_input_rows;   // of the largest band
+    int64_t group_bytes;       // of the tables of a band and group
+    uint8_t* tables;           // [bands]
+    int32_t *sums, *windows;   // [bands]
+    int32_t* row_offset;       // [outputs of the largest band]
+    int32_t* k_offset;         // [steps]
 
     int64_t band_bytes(int64_t group) const { return round_up(group * group_bytes + kLookupStep, 64); }
   };

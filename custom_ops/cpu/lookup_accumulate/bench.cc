@@ -25,12 +25,13 @@ int main() {
         for (int64_t step = 0; step < steps; ++step)
           k_offset.push_back(static_cast<int32_t>(step / run * kWidth * pixel_bytes + step % run * kLookupStep));
         const double tables_ns = best_ns([&] {
-          kernel.tables({x.data(), (channels + 31) / 32 * kPixels, kPixels, 1, channels, kPixels, planes,
-                         format.group, tables.data, sums.data()});
+          kernel.tables({x.data(), (channels + 31) / 32 * kPixels, kPixels, 1, channels, kPixels, planes, format.group,
+                         tables.data, sums.data()});
         });
         const double ns = best_ns([&] {
           kernel.accumulate({tables.data, row_offset.data(), k_offset.data(), w.data, start.data(), acc.data(),
-                             kRows * kWordBits, kWordBits, kRows, kBlocks, static_cast<int32_t>(steps), planes, format.group});
+                             kRows * kWordBits, kWordBits, kRows, kBlocks, static_cast<int32_t>(steps), planes,
+                             format.group});
         });
         std::printf("%-16s %d planes, %3ld channels: %6.0f MAC/ns, tables %5.1f ns a pixel\n", name.c_str(), planes,
                     static_cast<long>(channels), static_cast<double>(kRows * kBlocks * 32 * channels * kTaps) / ns,

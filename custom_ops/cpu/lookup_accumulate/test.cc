@@ -65,7 +65,8 @@ void run(const Case& c, Random& random) {
   const std::string what = ": planes " + std::to_string(c.planes) + ", channels " + std::to_string(c.channels) +
                            ", taps " + std::to_string(c.taps) + ", rows " + std::to_string(c.rows) + ", blocks " +
                            std::to_string(c.blocks) + (c.extreme ? ", extreme" : "");
-  const auto look_up = [&](const LookupAccumulateKernel& kernel, const LookupFormat& format, const std::string& variant) {
+  const auto look_up = [&](const LookupAccumulateKernel& kernel, const LookupFormat& format,
+                           const std::string& variant) {
     const std::string name = variant + ", groups of " + std::to_string(format.group);
     const int64_t pixel_bytes = format.pixel_bytes(c.channels);
     // Behind the tables: what steps may read, and nothing may write.
@@ -132,7 +133,8 @@ void run(const Case& c, Random& random) {
   };
   for_each_runnable(kLookupAccumulateKernels, [&](const LookupAccumulateKernel& kernel, const std::string& name) {
     // What it takes for few taps and, where that is something else, for many: either is right for any.
-    const LookupFormat few = kernel.format(c.planes, c.channels, 1), many = kernel.format(c.planes, c.channels, 1 << 20);
+    const LookupFormat few = kernel.format(c.planes, c.channels, 1),
+                       many = kernel.format(c.planes, c.channels, 1 << 20);
     look_up(kernel, few, name);
     if (many.group != few.group) look_up(kernel, many, name);
   });

@@ -14,7 +14,7 @@ constexpr int64_t kVector = 64;  // bytes
 // Groups of five take more time to make tables of, and to begin and to end, than groups of four, but multiply and add
 // faster: 826 instead of 766 MAC/ns of four planes.  1x1 256@14 in W2A4: 67 us of fives, 64 of fours; 512@14: 202, 199;
 // 1024@7: 174, 200.  3x3 64@56 in W1A4: 251, 248; 128@28: 197, 195; 256@14: 174, 181.
-constexpr int64_t kLongestOfFour = 576;  // channels x taps
+constexpr int64_t kLongestOfFour = 576;      // channels x taps
 constexpr int64_t kMostChannelsOfFour = 16;  // of which a fifth saves no shuffle, whatever the taps
 constexpr int32_t kMostPlanesOfFive = 4;     // 5 x 15 fits in a byte
 
@@ -48,7 +48,7 @@ constexpr __mmask64 kBit0 = 0xaaaaaaaaaaaaaaaa, kBit1 = 0xcccccccccccccccc;  // 
 // Where the bytes of 8 channels' planes go to be turned into the bytes of 8 channels: from 16 bytes an item,
 // plane-major, to a quadword a byte.  Its byte 7 - p is plane p, as VGF2P8AFFINEQB numbers the rows of a matrix.
 struct Gather {
-  alignas(64) uint8_t of[2][64];    // the items in the first two lanes, in the last two
+  alignas(64) uint8_t of[2][64];     // the items in the first two lanes, in the last two
   alignas(64) uint8_t of_first[64];  // the first 16 channels of all four items
   constexpr Gather() : of(), of_first() {
     for (int lane = 0; lane < 64; ++lane) {
