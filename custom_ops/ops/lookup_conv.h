@@ -100,8 +100,8 @@ class LookupConv {
   const LookupAccumulateKernel& kernel_;
   LookupConvLayout layout_;
   LookupFormat format_;
-  int64_t steps_;  // of all taps
-  int64_t unit_;   // blocks done together, so that their bases are an even number: the kernel takes two at a time
+  int64_t steps_;                  // of all taps
+  int64_t unit_;                   // blocks done together, whose bases are an even number
   AlignedArray<uint8_t> weights_;  // [group][units][the unit's blocks][block_bases()] as the kernel reads them
   // Of one pixel of padding of a group; null: all zeros.
   AlignedArray<uint8_t> border_tables_;
