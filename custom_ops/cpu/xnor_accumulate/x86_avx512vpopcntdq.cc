@@ -40,16 +40,14 @@ struct PairWeights {
 // MAC a cycle; as compilers order and copy it, with one half after the other, it is 300 to 350.
 inline __attribute__((always_inline)) void add_pair(Halves& ones, Halves& twos, const PairWeights& w,
                                                     const uint32_t* first, const uint32_t* parity) {
-  __m512i x_parity, differ_low, differ_high, before_low, before_high;
+  __m512i differ_low, differ_high, before_low, before_high;
   __asm__(
-      "vpbroadcastd %[parity], %[x_parity]\n\t"
-      "vpbroadcastd %[first], %[differ_high]\n\t"
       "vmovdqa64 %[ones_low], %[before_low]\n\t"
       "vmovdqa64 %[ones_high], %[before_high]\n\t"
-      "vpxord %[differ_high], %[w_first_low], %[differ_low]\n\t"
-      "vpxord %[differ_high], %[w_first_high], %[differ_high]\n\t"
-      "vpternlogd $0x96, %[x_parity], %[w_parity_low], %[ones_low]\n\t"  // a ^ b ^ c
-      "vpternlogd $0x96, %[x_parity], %[w_parity_high], %[ones_high]\n\t"
+      "vpxord %[first]%{1to16%}, %[w_first_low], %[differ_low]\n\t"
+      "vpxord %[first]%{1to16%}, %[w_first_high], %[differ_high]\n\t"
+      "vpternlogd $0x96, %[parity]%{1to16%}, %[w_parity_low], %[ones_low]\n\t"  // a ^ b ^ c
+      "vpternlogd $0x96, %[parity]%{1to16%}, %[w_parity_high], %[ones_high]\n\t"
       "vpternlogd $0xd4, %[ones_low], %[before_low], %[differ_low]\n\t"  // majority of b, a and a ^ b ^ c
       "vpternlogd $0xd4, %[ones_high], %[before_high], %[differ_high]\n\t"
       "vpopcntd %[differ_low], %[differ_low]\n\t"
@@ -57,7 +55,7 @@ inline __attribute__((always_inline)) void add_pair(Halves& ones, Halves& twos, 
       "vpaddd %[differ_low], %[twos_low], %[twos_low]\n\t"
       "vpaddd %[differ_high], %[twos_high], %[twos_high]"
       : [ones_low] "+v"(ones.low), [ones_high] "+v"(ones.high), [twos_low] "+v"(twos.low), [twos_high] "+v"(twos.high),
-        [x_parity] "=&v"(x_parity), [differ_low] "=&v"(differ_low), [differ_high] "=&v"(differ_high),
+        [differ_low] "=&v"(differ_low), [differ_high] "=&v"(differ_high),
         [before_low] "=&v"(before_low), [before_high] "=&v"(before_high)
       : [w_first_low] "v"(w.first_low), [w_first_high] "v"(w.first_high), [w_parity_low] "v"(w.parity_low),
         [w_parity_high] "v"(w.parity_high), [first] "m"(*first), [parity] "m"(*parity));
