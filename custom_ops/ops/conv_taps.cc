@@ -45,9 +45,9 @@ ConvTaps::ConvTaps(const ConvGeometry& geometry, int64_t chunk)
   // One piece of memory for all tables.
   const int64_t groups = chunks() * most_groups_, pairs = taps * pairs_of_tap, words = taps * words_of_tap;
   const auto bytes = [](size_t size, int64_t n) { return static_cast<int64_t>(size) * n; };
-  memory_ =
-      aligned_array<char>(bytes(sizeof(Class), classes) + bytes(sizeof(Group), groups) + bytes(sizeof(XnorPair), pairs) +
-                          bytes(sizeof(XnorWord), words) + bytes(sizeof(int32_t), 2 * g.pixels() + chunks()));
+  memory_ = aligned_array<char>(bytes(sizeof(Class), classes) + bytes(sizeof(Group), groups) +
+                                bytes(sizeof(XnorPair), pairs) + bytes(sizeof(XnorWord), words) +
+                                bytes(sizeof(int32_t), 2 * g.pixels() + chunks()));
   classes_ = reinterpret_cast<Class*>(memory_.get());
   groups_ = reinterpret_cast<Group*>(classes_ + classes);
   XnorPair* pair = reinterpret_cast<XnorPair*>(groups_ + groups);

@@ -285,8 +285,7 @@ class XnorConv {
 
   void compute_anew(Call& call) const {
     Tensor in[kXnorInputs];
-    for (size_t i = 0; i < kXnorInputs; ++i)
-      in[i] = constants_[i].data ? constants_[i] : call.input(i, kInputNames[i]);
+    for (size_t i = 0; i < kXnorInputs; ++i) in[i] = constants_[i].data ? constants_[i] : call.input(i, kInputNames[i]);
     std::unique_ptr<Plan> plan = std::make_unique<Plan>(call, *this, in);
     // Operands that had to be expanded are in the memory of this call.
     const bool keeps = only_activations_vary_ && !call.has_scratch();
@@ -355,10 +354,11 @@ class XnorConv {
 
   void look_up(Call& call, const Tensor& p, const Outputs& outputs) const {
     float* whole_v = whole_values(call, outputs);
-    lookup_->run(call, images(p, outputs.s), kWordBits * outputs.s.bases, [&](const LookupConv::Accumulators& of, int32_t* scratch) {
-      finish_chunk(outputs, of.image, of.block, of.pixel, of.count, of.chunk, of.acc, of.basis_stride, scratch,
-                   whole_v);
-    });
+    lookup_->run(call, images(p, outputs.s), kWordBits * outputs.s.bases,
+                 [&](const LookupConv::Accumulators& of, int32_t* scratch) {
+                   finish_chunk(outputs, of.image, of.block, of.pixel, of.count, of.chunk, of.acc, of.basis_stride,
+                                scratch, whole_v);
+                 });
     if (whole_v) pack_whole(call, outputs, whole_v);
   }
 
@@ -457,8 +457,7 @@ class XnorConv {
         const int64_t in_group = item % pairs_of_group * pair, first = item / pairs_of_group * group_words + in_group;
         uint32_t* out = copy + first * job.plane;
         copy_plane(p.as<uint32_t>(), first, job, nullptr, out);
-        if (pair == 2 && in_group + 1 < group_words)
-          copy_plane(p.as<uint32_t>(), first + 1, job, out, out + job.plane);
+        if (pair == 2 && in_group + 1 < group_words) copy_plane(p.as<uint32_t>(), first + 1, job, out, out + job.plane);
       });
     }
     run(call, job);
@@ -742,7 +741,7 @@ class XnorConv {
   std::optional<XnorWeightsLayout> layout_;  // where W and mask are constant
   AlignedArray<uint32_t> buffer_;
   XnorWeights weights_;
-  std::optional<LookupConv> lookup_;  // instead of these
+  std::optional<LookupConv> lookup_;    // instead of these
   bool only_activations_vary_ = false;  // from call to call: P and residual
   KeptOnce<Plan> kept_;
 };

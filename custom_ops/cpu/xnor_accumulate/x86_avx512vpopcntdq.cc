@@ -28,7 +28,7 @@ inline __attribute__((always_inline)) Halves popcount(const Halves& v) {
 // d ^ p = d ^ r ^ (r ^ p).  So a pair costs an XOR (d), two ternary operations (the new parity, the carry), a popcount
 // and an addition: 410 MAC a cycle if two of them issue, against 341 for XOR, popcount and addition of each word.
 //
-// 112 rows of 8 / 18 / 36 / 144 words on a Zen 4 at 3.69 GHz, MAC/ns: pairs 1131 / 1257 / 1330 / 1388, word by word
+// 112 rows of 8 / 18 / 36 / 144 words on a Zen 4 at 3.69 GHz, MAC/ns: pairs 1145 / 1296 / 1361 / 1420, word by word
 // 1007 / 1127 / 1188 / 1236.  Four rows a tile; three and five are up to 2 % slower, six run out of registers.
 constexpr int kPairRows = 4;
 
@@ -56,8 +56,8 @@ inline __attribute__((always_inline)) void add_pair(Halves& ones, Halves& twos, 
       "vpaddd %[differ_low], %[twos_low], %[twos_low]\n\t"
       "vpaddd %[differ_high], %[twos_high], %[twos_high]"
       : [ones_low] "+v"(ones.low), [ones_high] "+v"(ones.high), [twos_low] "+v"(twos.low), [twos_high] "+v"(twos.high),
-        [differ_low] "=&v"(differ_low), [differ_high] "=&v"(differ_high),
-        [before_low] "=&v"(before_low), [before_high] "=&v"(before_high)
+        [differ_low] "=&v"(differ_low), [differ_high] "=&v"(differ_high), [before_low] "=&v"(before_low),
+        [before_high] "=&v"(before_high)
       : [w_first_low] "v"(w.first_low), [w_first_high] "v"(w.first_high), [w_parity_low] "v"(w.parity_low),
         [w_parity_high] "v"(w.parity_high), [first] "m"(*first), [parity] "m"(*parity));
 }
@@ -134,8 +134,8 @@ inline __attribute__((always_inline)) void count_words(const XnorAccumulateArgs&
 
 // --- What becomes of the counts -------------------------------------------------------------------------------------
 
-// All differences.  Two additions, which any of the ports does, and not VPDPWSSD, which waits for the popcounts: a block
-// of 56 x 56 pixels takes 43.1 us instead of 44.6.
+// All differences.  Two additions, which any of the ports does, and not VPDPWSSD, which waits for the popcounts: a
+// block of 56 x 56 pixels takes 43.1 us instead of 44.6.
 template <bool paired>
 inline __attribute__((always_inline)) __m512i total(__m512i once, __m512i twice) {
   return paired ? _mm512_add_epi32(_mm512_add_epi32(once, twice), twice) : once;
@@ -165,8 +165,7 @@ struct Accumulators {
     const __m512i low = total<paired>(counts.once.low, counts.twice.low);
     const __m512i high = total<paired>(counts.once.high, counts.twice.high);
     _mm512_storeu_si512(to, add_times<small>(_mm512_loadu_si512(args.base), low, worth));
-    _mm512_storeu_si512(to + kVectorLanes,
-                        add_times<small>(_mm512_loadu_si512(args.base + kVectorLanes), high, worth));
+    _mm512_storeu_si512(to + kVectorLanes, add_times<small>(_mm512_loadu_si512(args.base + kVectorLanes), high, worth));
   }
 };
 
