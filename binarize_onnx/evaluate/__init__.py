@@ -8,8 +8,8 @@ way:
     run → corruptions, complexity, results → scores
 """
 
-from binarize_onnx.evaluate.corruptions import CORRUPTIONS, Corruption
+from binarize_onnx.evaluate.corruptions import ALL, CORRUPTIONS, Corruption
 from binarize_onnx.evaluate.results import Evaluation, ModelRow
 from binarize_onnx.evaluate.run import evaluate
 
-__all__ = ["CORRUPTIONS", "Corruption", "Evaluation", "ModelRow", "evaluate"]
+__all__ = ["ALL", "CORRUPTIONS", "Corruption", "Evaluation", "ModelRow", "evaluate"]

@@ -93,13 +93,13 @@ def _binary_macs(node: gs.Node, sizes: Sizes) -> int:
     words, weights = (sizes[tensor.name] for tensor in node.inputs[:2])
     made = next(sizes[tensor.name] for tensor in node.outputs if tensor.name)
     if node.op == "XnorConv":
-        channels = node.attrs["channels"]
+        channels: int = node.attrs["channels"]
         places, filters = made[0] * prod(made[2:]), weights[0]
         terms, planes = channels // node.attrs["group"] * prod(weights[2:]), words[1] // word_count(channels)
     else:
         terms = node.attrs["k"]
         places, filters, planes = prod(made[:-1]), weights[-1], words[-1] // word_count(terms)
-    return planes * filters * places * terms
+    return int(planes * filters * places * terms)
 
 
 def _parameter_bits(nodes: list[gs.Node], constant: Mapping[str, Array]) -> int:
@@ -116,9 +116,10 @@ def _parameter_bits(nodes: list[gs.Node], constant: Mapping[str, Array]) -> int:
 
 
 def _weight_bits(node: gs.Node, shape: tuple[int, ...]) -> int:
+    """Of weights [O, words, kh, kw] or [..., words, N], without the lanes that fill a word."""
     if node.op == "XnorConv":
-        return shape[0] * (node.attrs["channels"] // node.attrs["group"]) * prod(shape[2:])
-    return prod(shape[:-2]) * node.attrs["k"] * shape[-1]
+        return int(shape[0] * (node.attrs["channels"] // node.attrs["group"]) * prod(shape[2:]))
+    return int(prod(shape[:-2]) * node.attrs["k"] * shape[-1])
 
 
 def _bits(values: Array) -> int:

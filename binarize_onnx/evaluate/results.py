@@ -36,8 +36,8 @@ class Quality:
     Attributes:
         value: accuracy or agreement in percent, decibels, or the squared error as a share.
         interval: the exact one of Clopper and Pearson, in percent; None where quality is no share of samples.
-        top: the share, in percent, of samples whose label is among the TOP best classes; None without labels, or where
-            there are no more classes than that.
+        top: the share, in percent, of samples whose label is among the TOP best classes; None without labels, or for
+            few classes.
         top_interval: of that share.
         drop: what is lost against the first model on the same samples; None for the first model itself, and where
             nothing says what is good.

@@ -34,6 +34,7 @@ from binarize_onnx.verify.session import Runner
 Metric = Literal["accuracy", "agreement", "psnr", "error"]
 PROBABLE = 1e-3  # rows of probabilities sum to 1 up to this
 TOP = 5  # classes among which a label may be to count for the other accuracy of the literature
+ENOUGH = 4 * TOP  # classes, from which on that says something
 
 Floats = npt.NDArray[np.float64]
 
@@ -126,8 +127,8 @@ class Scored:
         divergence: of the classes' probabilities from the float model's: Kullback and Leibler's, in nats, the mean over
             samples; where the output has no classes, the squared error as a share of the variance.
         right: bool [N] for classes; None otherwise.
-        in_top: bool [N], whether the label is among the TOP best classes; None without labels, or where there are no
-            more classes than that.
+        in_top: bool [N], whether the label is among the TOP best classes; None without labels, or for fewer classes
+            than ENOUGH.
         decibels: float64 [N] with targets; None otherwise.
     """
 
@@ -185,7 +186,7 @@ class Judge:
         if self.metric == "error":
             return Scored(divergence, divergence)
         right = values.argmax(-1) == self._labels
-        in_top = _in_top(values, self._labels) if self.metric == "accuracy" and values.shape[1] > TOP else None
+        in_top = _in_top(values, self._labels) if self.metric == "accuracy" and values.shape[1] >= ENOUGH else None
         return Scored(100 * float(right.mean()), divergence, right=right, in_top=in_top)
 
     def drop(self, scored: Scored) -> Drop | None:
