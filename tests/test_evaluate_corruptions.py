@@ -62,7 +62,7 @@ def test_every_severity_is_stronger_and_stays_within_the_range(name: str) -> Non
         assert values.min() >= 0
         assert values.max() <= 1
         changes.append(float(np.abs(values - images).mean()))
-    assert changes[0] > 5e-4  # of images without edges, a weak blur takes little
+    assert changes[0] > 2e-4  # of images without edges, a weak blur takes little
     assert changes == sorted(changes)
     assert changes[-1] > 1.5 * changes[0]
 
@@ -95,7 +95,7 @@ def test_the_unit_of_the_data_makes_no_difference(name: str) -> None:
 def test_chance_is_the_same_at_every_severity_and_differs_between_kinds_and_samples() -> None:
     grey = np.full((2, 1, 8, 8), 0.5, np.float32)
     weak, strong = (spoiled(grey, "gaussian-noise", severity) - 0.5 for severity in (1, 2))
-    np.testing.assert_allclose(2 * weak, strong, atol=1e-6)  # 0.04 and 0.08
+    np.testing.assert_allclose(5 * weak, 3 * strong, atol=1e-6)  # 0.03 and 0.05
     assert not np.array_equal(weak[0], weak[1])
 
 
@@ -103,8 +103,8 @@ def test_what_is_drawn_stays_the_same_in_every_version() -> None:
     """A set that changed with NumPy or with this package could be compared with nothing."""
     grey = np.full((2, 1, 1, 3), 0.5, np.float32)
     for name, wanted in {
-        "gaussian-noise": [0.9669263, 0.6671119, 0.5718283],
-        "shot-noise": [10 / 15, 6 / 15, 4 / 15],
+        "gaussian-noise": [0.823257, 0.615693, 0.549727],
+        "shot-noise": [13 / 30, 15 / 30, 22 / 30],
     }.items():
         np.testing.assert_allclose(spoiled(grey, name, 5, seed=7)[1].ravel(), wanted, atol=1e-6)
 

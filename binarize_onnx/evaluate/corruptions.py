@@ -140,11 +140,11 @@ def jpeg(image: Image, quality: float, chance: Chance) -> Image:
 CORRUPTIONS = {
     corruption.name: corruption
     for corruption in (
-        Corruption("gaussian-noise", (0.04, 0.08, 0.12, 0.18, 0.26), gaussian_noise),
-        Corruption("shot-noise", (500, 150, 60, 30, 15), shot_noise),
-        Corruption("impulse-noise", (0.01, 0.03, 0.06, 0.11, 0.18), impulse_noise),
-        Corruption("blur", (0.012, 0.02, 0.03, 0.04, 0.055), blur),
-        Corruption("pixelate", (0.75, 0.6, 0.5, 0.4, 0.3), pixelate),
+        Corruption("gaussian-noise", (0.03, 0.05, 0.08, 0.12, 0.18), gaussian_noise),
+        Corruption("shot-noise", (800, 300, 120, 60, 30), shot_noise),
+        Corruption("impulse-noise", (0.005, 0.01, 0.03, 0.06, 0.1), impulse_noise),
+        Corruption("blur", (0.01, 0.015, 0.022, 0.03, 0.04), blur),
+        Corruption("pixelate", (0.9, 0.8, 0.7, 0.6, 0.5), pixelate),
         Corruption("contrast", (0.7, 0.5, 0.35, 0.25, 0.15), contrast),
         Corruption("brightness", (0.08, 0.16, 0.24, 0.32, 0.4), brightness),
         Corruption("colour", (0.1, 0.2, 0.3, 0.45, 0.6), colour),
