@@ -161,7 +161,8 @@ def test_agreement_without_labels(source: Path, other: Path) -> None:
     found = quick(source, other, data={"x": x})
     same = answers(source, x).argmax(-1) == answers(other, x).argmax(-1)
     assert found.metric == "agreement"
-    assert found.rows[0].quality.value == 100
+    assert (found.rows[0].quality.value, found.rows[0].quality.interval) == (100, None)
+    assert found.rows[1].quality.interval is not None
     assert found.rows[1].quality.value == pytest.approx(100 * same.mean())
     assert found.rows[1].score is not None
     assert (found.rows[1].score.task, found.rows[1].score.corruption) == (None, None)
@@ -288,6 +289,15 @@ def test_a_product_of_two_activations_and_what_is_not_counted() -> None:
     assert (found.binary_macs, found.float_macs) == (3 * 5 * 7 * 40, 0)
     model.graph.node[2].CopyFrom(helper.make_node("Einsum", ["sa", "sb"], ["y"], equation="...ik,...kj->...ij"))
     assert complexity.measure(model, feed, 2).uncounted == 1
+    model.graph.node[2].CopyFrom(helper.make_node("FusedMatMul", ["sa", "sb"], ["y"], domain="com.microsoft"))
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    assert complexity.measure(model, feed, 2) == Complexity(0, 0, 0, uncounted=1)
+    inner = helper.make_node("MatMul", ["p", "q"], ["r"])
+    function = helper.make_function("mine", "Product", ["p", "q"], ["r"], [inner], [helper.make_opsetid("", 17)])
+    model.functions.append(function)
+    model.graph.node[2].CopyFrom(helper.make_node("Product", ["sa", "sb"], ["y"], domain="mine"))
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    assert complexity.measure(model, feed, 2) == Complexity(0, 0, 0, uncounted=1)
 
 
 def test_scores_are_the_formulas() -> None:

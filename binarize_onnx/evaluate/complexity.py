@@ -8,7 +8,7 @@ int8 multiply-accumulate counts as one. Sizes are those that tensors have when t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -23,6 +23,8 @@ from binarize_onnx.verify.arrays import Array, Arrays
 from binarize_onnx.verify.graphs import constants
 from binarize_onnx.verify.session import Runner
 
+FAMILIES = ("Conv", "Gemm", "MatMul", "Attention")
+
 Sizes = Mapping[str, tuple[int, ...]]
 
 
@@ -34,7 +36,8 @@ class Complexity:
         binary_macs: multiply-accumulates of bits.
         float_macs: all others, int8 ones too.
         parameter_bits: of weights and of everything else that is trained or fitted; a binary weight has one.
-        uncounted: layers whose operations are not counted: an Einsum, or a layer in a branch or a body.
+        uncounted: layers whose operations are not counted: an Einsum, one of a domain that is neither ONNX's nor ours,
+            or one in a branch, a body or a function.
     """
 
     binary_macs: int
@@ -74,7 +77,7 @@ def measure(model: onnx.ModelProto, feed: Arrays, samples: int, *, library: bool
             uncounted += 1
         else:
             real += macs
-    uncounted += sum(_is_layer_proto(inner) for node in model.graph.node for inner in scopes.nodes_inside(node))
+    uncounted += sum(map(_multiplies, _out_of_sight(model)))
     return Complexity(binary // samples, real // samples, _parameter_bits(nodes, constant), uncounted)
 
 
@@ -82,10 +85,20 @@ def _is_layer(node: gs.Node) -> bool:
     return node.op in (opset.LAYERS if node.domain == opset.DOMAIN else () if node.domain else LAYER_OPS)
 
 
-def _is_layer_proto(node: onnx.NodeProto) -> bool:
-    if node.domain == opset.DOMAIN:
-        return node.op_type in opset.LAYERS
-    return node.domain in ("", "ai.onnx") and node.op_type in LAYER_OPS
+def _out_of_sight(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Nodes whose operations are not counted: in branches and bodies, in functions, and those that others define."""
+    for node in model.graph.node:
+        yield from scopes.nodes_inside(node)
+        if node.domain not in ("", "ai.onnx", opset.DOMAIN):
+            yield node
+    for function in model.functions:
+        if function.domain != opset.DOMAIN:
+            yield from function.node
+
+
+def _multiplies(node: onnx.NodeProto) -> bool:
+    """Whether the operator is a layer, by its name where others define it: FusedConv, QGemm, MultiHeadAttention."""
+    return node.op_type in LAYER_OPS or any(word in node.op_type for word in FAMILIES)
 
 
 def _binary_macs(node: gs.Node, sizes: Sizes) -> int:

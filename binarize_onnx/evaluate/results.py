@@ -35,7 +35,8 @@ class Quality:
 
     Attributes:
         value: accuracy or agreement in percent, decibels, or the squared error as a share.
-        interval: the exact one of Clopper and Pearson, in percent; None where quality is no share of samples.
+        interval: the exact one of Clopper and Pearson, in percent; None where quality is no share of samples, and for
+            the agreement of the first model with itself.
         top: the share, in percent, of samples whose label is among the TOP best classes; None without labels, or for
             few classes.
         top_interval: of that share.
@@ -154,8 +155,8 @@ class Evaluation:
         """What was asked on what, as label and words."""
         said = f"{self.metric} of output `{self.output}` on {self.samples} samples, {REFERENCES[self.metric]}"
         pairs = [("quality", said)]
-        if self.rows[0].quality.interval is not None:
-            pairs.append(("interval", f"of Clopper and Pearson, {CONFIDENCE:.0%}: exact for these samples"))
+        if any(row.quality.interval is not None for row in self.rows):
+            pairs.append(("interval", f"of Clopper and Pearson, {CONFIDENCE:.0%}: exact for any number of samples"))
         if self.unit and len(self.rows) > 1:
             words = f"in {self.unit}, against the first model on the same samples; at most: one-sided, {CONFIDENCE:.0%}"
             pairs.append(("lost", words))

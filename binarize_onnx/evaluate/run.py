@@ -205,8 +205,10 @@ def _robustness(
 
 def _quality(judge: Judge, scored: Scored, *, is_first: bool) -> Quality:
     drop = None if is_first else judge.drop(scored)
+    certain = is_first and judge.metric == "agreement"  # with itself
+    interval = None if certain else _interval(scored.right)
     top = None if scored.in_top is None else 100 * float(scored.in_top.mean())
-    return Quality(scored.value, _interval(scored.right), top, _interval(scored.in_top), drop, scored.divergence)
+    return Quality(scored.value, interval, top, _interval(scored.in_top), drop, scored.divergence)
 
 
 def _interval(flags: Array | None) -> Interval | None:
@@ -229,7 +231,8 @@ def _score(first: ModelRow, other: ModelRow, faster: float | None, metric: Metri
 def _notes(rows: Sequence[ModelRow], corruptions: Sequence[str]) -> list[str]:
     """What is missing, and what the numbers are not."""
     notes = [
-        f"{row.model}: {row.complexity.uncounted} layers are not counted (Einsum, or inside branches and bodies)"
+        f"{row.model}: {row.complexity.uncounted} layers are not counted: they are in branches, bodies or functions, or "
+        "of operators not known here"
         for row in rows
         if row.complexity.uncounted
     ]
