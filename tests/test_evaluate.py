@@ -210,6 +210,8 @@ def test_one_model_a_fixed_batch_and_a_folder_of_images(tmp_path: Path) -> None:
             assert row.complexity == wanted.complexity
     with pytest.raises(ModelError, match="batch size is 2, the data has 5"):
         quick(free, fixed, data={"x": x[:5]}, labels=labels[:5])
+    with pytest.raises(ModelError, match="take 2 samples at once, the data has 1"):
+        quick(free, fixed, data={"x": x[:1]}, labels=labels[:1])
     onnx.save(network(batch=3), tmp_path / "three.onnx")
     with pytest.raises(ModelError, match=r"different batch sizes \(fixed.onnx: 2, three.onnx: 3\)"):
         quick(fixed, tmp_path / "three.onnx", data={"x": x}, labels=labels)
@@ -463,7 +465,7 @@ def test_exit_codes(
 def test_progress_only_on_a_terminal(source: Path, data: Path) -> None:
     said: list[str] = []
     quick(source, data=data, corruptions=["blur"], progress=said.append)
-    assert said == ["60 samples through 1 models", *(f"blur, severity {i}" for i in range(1, 6))]
+    assert said == ["quality on 60 samples", *(f"blur, severity {i}" for i in range(1, 6))]
 
 
 # --- Real networks -------------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def evaluate(
     batch = _common_batch(given)
     fed = _first(samples, batch or 1)
     feed({c.label: c.model for c in given}, batch=batch, data=fed)  # refuses models that do not fit each other
-    tell(f"{samples.count} samples through {len(given)} models")
+    tell(f"quality on {samples.count} samples")
     contest = _Contest(given, samples)
     scored = [contest.judge.reference, *contest.score(samples.inputs, first=1)]
     robustness = _robustness(contest, spoilers, seed, ranges, tell)
@@ -100,7 +100,7 @@ def evaluate(
     costs = [complexity.measure(c.model, fed, batch or 1, library=c.form == KERNELS) for c in given]
     times = None
     if timed:
-        tell(f"timing {len(given)} models")
+        tell("timing")
         times = benchmark(paths, threads=threads, seconds=seconds, batch=batch, data=fed, bodies=False, profiled=False)
     rows: list[ModelRow] = []
     for i, c in enumerate(given):
@@ -231,8 +231,8 @@ def _score(first: ModelRow, other: ModelRow, faster: float | None, metric: Metri
 def _notes(rows: Sequence[ModelRow], corruptions: Sequence[str]) -> list[str]:
     """What is missing, and what the numbers are not."""
     notes = [
-        f"{row.model}: {row.complexity.uncounted} layers are not counted: they are in branches, bodies or functions, or "
-        "of operators not known here"
+        f"{row.model}: {row.complexity.uncounted} layers are not counted, which are in branches, bodies or functions, "
+        "or of operators not known here"
         for row in rows
         if row.complexity.uncounted
     ]
