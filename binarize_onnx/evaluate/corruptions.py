@@ -143,7 +143,7 @@ CORRUPTIONS = {
         Corruption("gaussian-noise", (0.03, 0.05, 0.08, 0.12, 0.18), gaussian_noise),
         Corruption("shot-noise", (800, 300, 120, 60, 30), shot_noise),
         Corruption("impulse-noise", (0.005, 0.01, 0.03, 0.06, 0.1), impulse_noise),
-        Corruption("blur", (0.01, 0.015, 0.022, 0.03, 0.04), blur),
+        Corruption("blur", (0.011, 0.014, 0.018, 0.023, 0.03), blur),
         Corruption("pixelate", (0.9, 0.8, 0.7, 0.6, 0.5), pixelate),
         Corruption("contrast", (0.7, 0.5, 0.35, 0.25, 0.15), contrast),
         Corruption("brightness", (0.08, 0.16, 0.24, 0.32, 0.4), brightness),
