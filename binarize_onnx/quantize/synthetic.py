@@ -62,9 +62,9 @@ class Synthetic:
         """What a user is to know of them, in a sentence."""
         return (
             f"no sample was given: layers were fitted to {self.count} made ones, whose statistics are {self.after:.1%} "
-            f"of a deviation off those of {self.normalizations} BatchNormalizations ({self.before:.1%} in noise); all "
-            "that is said of errors and agreement is of these, and the accuracy on real samples is lower by more than "
-            "with real ones"
+            f"of a deviation off those of {self.normalizations} BatchNormalizations (noise: {self.before:.1%}). Errors "
+            "and agreement are of these; on real samples the model does worse: little with several activation bits, "
+            "much with one (docs/post_training.md). Test it before it is used"
         )
 
 
