@@ -286,8 +286,8 @@ def _without_samples(found: Json) -> Table:
         (name, *(_spread(values) for values in kinds.values())) for name, kinds in found["presets"].items()
     ]
     meaning = (
-        f"ResNet-20, as above, fitted to {FITTED} training images; to {found['made']} that `--synthetic-data` makes; to as "
-        "much noise in the spectrum of images, of the right mean and deviation: all that could be had for a network "
+        f"ResNet-20 as above, fitted to {FITTED} real images, to {found['made']} that `--synthetic-data` makes, and to "
+        "as much noise in the spectrum of images, of the right mean and deviation: all that could be had for a network "
         f"without BatchNormalizations. Accuracy in percent; the float model has {found['float']:.1f}."
     )
     header = ("preset", *next(iter(found["presets"].values())))
