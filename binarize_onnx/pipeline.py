@@ -20,6 +20,7 @@ from binarize_onnx import checks, cost, foreign, fused, io, opset, shapes, slow_
 from binarize_onnx.errors import ModelError, NothingMatched, UsageError
 from binarize_onnx.gain import REFERENCE, TARGETS, Sizes, Target
 from binarize_onnx.passes.base import Context, tidy
+from binarize_onnx.passes.between_transposes import BetweenTransposes
 from binarize_onnx.passes.concat_parts import ConcatParts
 from binarize_onnx.passes.depth_to_space_on_bits import DepthToSpaceOnBits
 from binarize_onnx.passes.flatten_on_bits import FlattenOnBits
@@ -461,6 +462,7 @@ def idealise(
     MaskedAssignment(context).run()  # of constants that have been folded; a sign may be written in this way
     recognise = RecogniseLayers(context, wanted, kept_signs, tolerance)
     recognise.run()
+    BetweenTransposes(context).run()  # then the steps behind a layer are next to it, whatever its layout
     IdealAffine(context).run()  # after the layers are known: only steps that touch them are rewritten
     return [(_prove(sign, unit, context), sign) for sign, unit in recognise.sites.values()], recognise.notes
 

@@ -85,6 +85,14 @@ def test_no_float_steps_stand_between_layers(preset: str) -> None:
     assert ops[ops.index("PackSign") + 1 :] == ["XnorConv"] * 5 + ["GlobalAveragePool", "Flatten", "Gemm"]
 
 
+def test_channels_that_come_last_leave_no_steps_either() -> None:
+    """The Relu between the last binary layer and the float one moves into the layer, and both Transposes are gone."""
+    model = NETWORKS["channels_last"]()
+    result = convert(model, Config(ptq="w1a2", ptq_settings=FAST), calibration_data=samples(model))
+    ops = [node.op_type for node in result.model.graph.node]
+    assert ops == ["Transpose", "Conv", "PackSign", "XnorConv", "XnorConv", "GlobalAveragePool", "Flatten", "Gemm"]
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_more_bits_come_closer_to_the_float_network(name: str) -> None:
     errors = [quantized(name, preset).outputs[0].error for preset in ("w1a1", "w2a4", "w4a6")]
