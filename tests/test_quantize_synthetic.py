@@ -216,6 +216,9 @@ def test_what_nothing_can_be_made_for() -> None:
     open_sizes = net.model(net.block("x", 8, 3), {"x": ["N", 3, "H", "W"]}, rank=4)
     with pytest.raises(UsageError, match="sizes that the model leaves open: give --input-shape"):
         synthetic.make(open_sizes)
+    explodes = net.model(net.normalize(net.node("Exp", net.node("Add", "x", net.constant(1e3))), 3), {"x": ["N", 3]})
+    with pytest.raises(ModelError, match="the network overflows on whatever it is given"):
+        synthetic.make(explodes)
     counted = trained()
     counted.graph.input.append(helper.make_tensor_value_info("ids", TensorProto.INT64, ["N"]))
     with pytest.raises(ModelError, match="input `ids` is not float32"):

@@ -77,7 +77,8 @@ def make(model: onnx.ModelProto, seed: int = 0, progress: Progress | None = None
         progress: is told in words what is being done.
 
     Raises:
-        ModelError: it has no BatchNormalization with statistics, or an input that is no float tensor.
+        ModelError: it has no BatchNormalization with statistics, an input that is no float32 tensor, or no finite
+            statistics on any samples.
         UsageError: sizes of an input are open.
     """
     sizes = _sizes(model)
@@ -102,6 +103,10 @@ def make(model: onnx.ModelProto, seed: int = 0, progress: Progress | None = None
         squares += before, after
         made.append(found)
     before, after = (float(value) for value in np.sqrt(squares / batches))
+    if not np.isfinite(after):
+        raise ModelError(
+            "samples cannot be made: the network overflows on whatever it is given.", fix="Give --calibration-data."
+        )
     inputs = {name: np.concatenate([part[name] for part in made]) for name in sizes}
     return Synthetic(inputs, distance.targets, before, after)
 
