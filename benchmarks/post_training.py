@@ -8,6 +8,7 @@
 Networks and images are those of the corpus (see corpus_data.py). `--write` puts the sections that were run into
 docs/post_training.json and makes docs/post_training.md and .svg of all that is in it; each says when it was left out.
 Times are of one image on one thread, all networks in turns: on a busy machine give it priority, `chrt -f 50` in front.
+With `--models FOLDER` a run of the presets that was ended goes on where it was, or times its networks once more.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -61,6 +64,31 @@ LADDER = {
 }
 
 
+@dataclass(frozen=True)
+class Run:
+    """What was asked for.
+
+    Attributes:
+        seeds: how many times everything is done that chance has a part in.
+        models: the folder where the networks of the presets are kept, and taken from if they are there.
+    """
+
+    seeds: int
+    models: Path | None
+
+    def kept(self, name: str, make: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
+        """The network of this name."""
+        if self.models is None:
+            return make()
+        path = self.models / f"{name}.onnx"
+        if path.exists():
+            return onnx.load(path)
+        model = make()
+        self.models.mkdir(parents=True, exist_ok=True)
+        io.save(model, path)
+        return model
+
+
 def model_of(source: onnx.ModelProto, fitted: Labelled, precision: str, settings: Settings) -> onnx.ModelProto:
     """The compiled model of a preset."""
     config = Config(ptq=precision, ptq_settings=settings)
@@ -72,7 +100,7 @@ def accuracy(judge: Judge, model: onnx.ModelProto) -> float:
     return judge.score(model, library=True).value
 
 
-def presets(seeds: int) -> Json:
+def presets(run: Run) -> Json:
     """ResNet-20 in every preset."""
     source, data = corpus_data.network(RESNET), corpus_data.cifar()
     judge = Judge(source, data.test(0, TESTED))
@@ -80,11 +108,11 @@ def presets(seeds: int) -> Json:
     eight = int8.whole(source, feeds(source, first.take(np.arange(128)).inputs))
     models = {"float": source, "int8": eight}
     found = {"float": [judge.reference.value], "int8": [accuracy(judge, eight)]}
-    for seed in range(seeds):
+    for seed in range(run.seeds):
         fitted = data.training(FITTED, seed)
         for name in PRESETS:
             progress(f"  {name}, seed {seed}")
-            model = model_of(source, fitted, name, Settings(seed=seed))
+            model = run.kept(f"{name}.{seed}", partial(model_of, source, fitted, name, Settings(seed=seed)))
             found.setdefault(name, []).append(accuracy(judge, model))
             models.setdefault(name, model)
     taken = of_networks(list(models.values()), first.take(np.arange(1)).inputs, seconds=SECONDS)  # type: ignore[arg-type]  # arrays
@@ -103,7 +131,7 @@ def operations(source: onnx.ModelProto, name: str) -> float:
     return sum((site.macs or 0) * shares.get(site.name, 1.0) for site in network.sites)
 
 
-def ladder(seeds: int) -> Json:
+def ladder(run: Run) -> Json:
     """ResNet-20 by each method, from the plainest on."""
     source, data = corpus_data.network(RESNET), corpus_data.cifar()
     judge = Judge(source, data.test(0, TESTED))
@@ -111,41 +139,42 @@ def ladder(seeds: int) -> Json:
     for name in ("w1a1", "w2a4"):
         for method, settings in LADDER.items():
             progress(f"  {name}, {method}")
-            models = (model_of(source, data.training(FITTED, seed), name, settings) for seed in range(seeds))
+            models = (model_of(source, data.training(FITTED, seed), name, settings) for seed in range(run.seeds))
             found.setdefault(method, {})[name] = [accuracy(judge, model) for model in models]
     return {"float": judge.reference.value, "methods": found}
 
 
-def without_samples(seeds: int) -> Json:
+def without_samples(run: Run) -> Json:
     """ResNet-20 fitted to real images, to made ones, and to the noise that these begin as."""
     source, data = corpus_data.network(RESNET), corpus_data.cifar()
     judge, network = Judge(source, data.test(0, TESTED)), sites.find(source)
     found: dict[str, dict[str, list[float]]] = {}
     made = 0
-    for seed in range(seeds):
+    for seed in range(run.seeds):
         progress(f"  seed {seed}")
         fitted = synthetic.make(network.model, seed)
         made = fitted.count
         white = np.random.default_rng(seed).standard_normal((made, 3, 32, 32))
         kinds = {
-            "real images": data.training(FITTED, seed),
-            "made images": Labelled(fitted.inputs),
-            "noise": Labelled({"input": synthetic.coloured(white).astype(np.float32)}),
+            "real images": ("", data.training(FITTED, seed)),
+            "made images": (".made", Labelled(fitted.inputs)),
+            "noise": (".noise", Labelled({"input": synthetic.coloured(white).astype(np.float32)})),
         }
-        for kind, samples in kinds.items():
-            for name in WITHOUT:
-                model = model_of(source, samples, name, Settings(seed=seed))
+        for name in WITHOUT:
+            for kind, (suffix, samples) in kinds.items():  # real ones are those of the presets
+                make = partial(model_of, source, samples, name, Settings(seed=seed))
+                model = run.kept(f"{name}.{seed}{suffix}", make)
                 found.setdefault(name, {}).setdefault(kind, []).append(accuracy(judge, model))
     return {"float": judge.reference.value, "made": made, "presets": found}
 
 
-def searches(seeds: int) -> Json:
+def searches(run: Run) -> Json:
     """ResNet-20 within budgets of accuracy, tested on images that the search never saw."""
     source, data = io.read(corpus_data.network(RESNET)), corpus_data.cifar()
     selection, held_out = data.test(0, SELECTED), data.test(SELECTED, SELECTED + HELD_OUT)
     judge = Judge(source.model, held_out)
     runs = []
-    for seed in range(seeds):
+    for seed in range(run.seeds):
         for most in DROPS:
             progress(f"  at most {most:g} points, seed {seed}")
             config = Config(ptq_settings=Settings(seed=seed))
@@ -172,12 +201,12 @@ def _searched(found: Found, judge: Judge | None = None) -> Json:
     }
 
 
-def mnist(seeds: int) -> Json:
+def mnist(run: Run) -> Json:
     """The inner layer of a small CNN in w1a1."""
     source = corpus_data.network("mnist_cnn_cntk")
     judge = Judge(source, corpus_data.mnist("test", np.arange(10000)))
     found = []
-    for seed in range(seeds):
+    for seed in range(run.seeds):
         drawn = np.random.default_rng(seed).permutation(60000)[:1000]
         fitted = Labelled(corpus_data.mnist("train", drawn).inputs)
         lost = judge.drop(judge.score(model_of(source, fitted, "w1a1", Settings(seed=seed)), library=True))
@@ -186,25 +215,25 @@ def mnist(seeds: int) -> Json:
     return {"float": judge.reference.value, "drops": found}
 
 
-def efficientnet(seeds: int) -> Json:
+def efficientnet(run: Run) -> Json:
     """EfficientNet-lite0: what the search makes of it."""
     source = io.read(corpus_data.network("efficientnet_lite0_fp32"))
     fitted, selection = corpus_data.imagenet(500).split(100, 0)
-    del seeds  # one search of a network of this size takes long enough
+    del run  # one search of a network of this size takes long enough
     return _searched(search.search(source, fitted, selection, Budget(max_drop=5.0), progress=_indented))
 
 
-def super_resolution(seeds: int) -> Json:
+def super_resolution(run: Run) -> Json:
     """Super-resolution, judged by PSNR."""
     source = io.read(corpus_data.network("super_resolution"))
     fitted, selection = corpus_data.luma(40).split(16, 0)
-    del seeds  # as above
+    del run  # as above
     return _searched(search.search(source, fitted, selection, Budget(max_drop=0.5), progress=_indented))
 
 
-def calibration(seeds: int) -> Json:
+def calibration(run: Run) -> Json:
     """Seconds and memory that fitting ResNet-20 in w2a4 takes, by images and by layers."""
-    del seeds
+    del run
     layers = len(sites.find(corpus_data.network(RESNET)).choose(Precision(2, 4))[0])
     by_images = [(count, *in_process("post_training:fit_once", count, layers, threads=2)) for count in GROWTH]
     numbers = sorted({max(1, layers * share // 4) for share in (1, 2, 3, 4)})
@@ -226,7 +255,7 @@ def _indented(words: str) -> None:
     progress(f"    {words}")
 
 
-SECTIONS: Mapping[str, Callable[[int], Json]] = {
+SECTIONS: Mapping[str, Callable[[Run], Json]] = {
     "presets": presets,
     "ladder": ladder,
     "synthetic": without_samples,
@@ -411,15 +440,16 @@ MARKS = ("<!-- `python benchmarks/post_training.py --write` writes from here -->
 @click.command(help=__doc__)
 @click.option("--only", type=click.Choice(list(SECTIONS)), multiple=True, help="These sections alone.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Of every measurement.")
+@click.option("--models", type=click.Path(path_type=Path, file_okay=False), help="Keep networks of the presets here.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("--write", "write_it", is_flag=True, help="Write the sections that are run to docs/post_training.*.")
-def main(only: tuple[str, ...], seeds: int, as_json: bool, write_it: bool) -> None:
+def main(only: tuple[str, ...], seeds: int, models: Path | None, as_json: bool, write_it: bool) -> None:
     """Measure the sections one after the other, and show or write them."""
     sections: dict[str, Json] = {}
     for name in only or SECTIONS:
         progress(name)
         try:
-            sections[name] = SECTIONS[name](seeds)
+            sections[name] = SECTIONS[name](Run(seeds, models))
         except LeftOut as words:
             sections[name] = {page.LEFT_OUT: str(words)}
     found = {"machine": page.machine(), "sections": sections}

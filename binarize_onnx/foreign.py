@@ -32,7 +32,7 @@ import numpy.typing as npt
 import onnx
 from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 
-from binarize_onnx import checks, opset, shapes
+from binarize_onnx import checks, opset, scopes, shapes
 from binarize_onnx.errors import UsageError
 
 Array = npt.NDArray[Any]
@@ -161,8 +161,7 @@ class _Translation:
             tensor = _constant(node, self._constants)
             if tensor is not None:
                 self._constants[node.output[0]] = tensor
-        self._names = {name for node in checks.nodes(graph) for name in [*node.input, *node.output]}
-        self._names |= {v.name for v in [*graph.input, *graph.output, *graph.initializer]}
+        self._names = scopes.Names(scopes.all_names(graph))
         self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._shapes = _infer(model, rules)
 
@@ -189,13 +188,13 @@ class _Translation:
         array = np.asarray(values, dtype)
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self._shared:
-            self._shared[key] = self._unique(hint)
+            self._shared[key] = self._names.unused(hint)
             self.added.append(numpy_helper.from_array(array, self._shared[key]))
         return self._shared[key]
 
     def add(self, op: str, *inputs: str, hint: str, name: str = "", **attributes: Any) -> str:
         """A node and its one output, which is named after the hint."""
-        output = self._unique(hint)
+        output = self._names.unused(hint)
         self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
         return output
 
@@ -204,13 +203,6 @@ class _Translation:
         last = self.nodes[-1]
         last.output[0] = node.output[0]
         last.name = last.name or node.name
-
-    def _unique(self, hint: str) -> str:
-        name, count = hint, 1
-        while name in self._names:
-            name, count = f"{hint}.{count}", count + 1
-        self._names.add(name)
-        return name
 
 
 _NUMBERS: dict[int, Any] = {

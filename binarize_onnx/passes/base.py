@@ -14,6 +14,7 @@ import onnx_graphsurgeon as gs
 
 from binarize_onnx import checks, order
 from binarize_onnx.reasons import Reason
+from binarize_onnx.scopes import Names
 from binarize_onnx.shapes import Shapes
 
 Array = npt.NDArray[Any]
@@ -97,7 +98,7 @@ class Context:
         self.binary: set[str] = set()
         self.journal = Journal()
         self.is_tidy = False
-        self._names = _all_names(graph)
+        self._names = Names(_all_names(graph))
         self._inner = {id(node) for node in subgraph_nodes(graph)}  # they never change
         self._shared: dict[tuple[str, Shape, bytes], gs.Constant] = {}  # by a digest of the values
         self._kept: set[int] = set()  # ids of the constants above
@@ -109,11 +110,7 @@ class Context:
 
     def unique(self, hint: str) -> str:
         """A tensor or node name not in use yet: the hint itself if it is free."""
-        name, count = hint, 1
-        while name in self._names:
-            name, count = f"{hint}.{count}", count + 1
-        self._names.add(name)
-        return name
+        return self._names.unused(hint)
 
     def constant(self, hint: str, values: Array, *, role: str = "") -> gs.Constant:
         """An initializer; equal values share one, or one for each role if they have roles."""
