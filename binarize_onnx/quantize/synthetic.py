@@ -63,8 +63,8 @@ class Synthetic:
         return (
             f"no sample was given: layers were fitted to {self.count} made ones, whose statistics are {self.after:.1%} "
             f"of a deviation off those of {self.normalizations} BatchNormalizations (noise: {self.before:.1%}). Errors "
-            "and agreement are of these; on real samples the model does worse: little with several activation bits, "
-            "much with one (docs/post_training.md). Test it before it is used"
+            "and agreement are of these; on real samples the model does worse than with real ones: little with two "
+            "bases of weights, much with one (docs/post_training.md). Test it before it is used"
         )
 
 
