@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
+from click.core import ParameterSource
 
 from binarize_onnx.errors import BinarizeError, ModelError, UsageError, one_line
 from binarize_onnx.gain import REFERENCE, TARGETS
@@ -29,6 +30,17 @@ if TYPE_CHECKING:  # the packages behind these take longer to import than --help
     from binarize_onnx.quantize.scoring import Metric
 
 AUTO = "auto"  # the --ptq that searches
+ONLY_AUTO = (  # options that nothing else looks at
+    "labels",
+    "selection_data",
+    "metric",
+    "max_drop",
+    "target_speedup",
+    "target_ops",
+    "allow_int8",
+    "front_svg",
+    "threads",
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -274,6 +286,12 @@ def quantizing(command: Command) -> Command:
             type=MODEL,
             metavar="FOLDER",
             help="Keep the work of --ptq in a folder: the same call goes on from there, with the same result.",
+        ),
+        click.option(
+            "--synthetic-data",
+            is_flag=True,
+            help="Of --ptq, for want of any samples: make some that fit what the BatchNormalizations of IN remember of "
+            "its training. What that costs in accuracy cannot be seen on them; docs/post_training.md has measured it.",
         ),
         click.option(
             "--ptq-correction",
@@ -532,6 +550,7 @@ def convert(
     ptq_correction: Correction,
     seed: int,
     resume: Path | None,
+    synthetic_data: bool,
     ptq: str | None,
     exclude_list: Path | None,
     image_mean: tuple[float, ...],
@@ -581,6 +600,20 @@ def convert(
     _different(out, read=[calibration_data, labels, selection_data, exclude_list])
     if max_sign_zeros is not None and calibration_data is None:
         raise UsageError("--max-sign-zeros needs samples to count on:", fix="give --calibration-data.")
+    if ptq is None:
+        _only_with(
+            "--ptq PRESET", "ptq_weights", "ptq_thresholds", "ptq_correction", "seed", "resume", "synthetic_data"
+        )
+    if ptq != AUTO:
+        _only_with("--ptq auto", *ONLY_AUTO)
+    elif resume is not None:
+        raise UsageError("--resume is for one precision, not for --ptq auto.")
+    elif synthetic_data:
+        raise UsageError("--ptq auto judges networks on samples, and made ones tell nothing:", fix="give a precision.")
+    if synthetic_data and calibration_data is not None:
+        raise UsageError("--synthetic-data is for want of samples, and there are some:", fix="leave one of both out.")
+    if not any(path is not None and path.is_dir() for path in (calibration_data, selection_data)):
+        _only_with("a folder of images", "image_mean", "image_std")
     settings = Settings(ptq_weights, ptq_thresholds, ptq_correction, seed=seed)
     choices["nodes_to_exclude"] += _exclude_list(exclude_list)
     budget = {"max_drop": max_drop, "target_speedup": target_speedup, "target_ops": target_ops}
@@ -589,8 +622,6 @@ def convert(
     if ptq == AUTO:
         from binarize_onnx.quantize import auto
 
-        if resume is not None:
-            raise UsageError("--resume is for one precision, not for --ptq auto.")
         searched = auto.convert_file(
             model,
             _config(**choices, ptq_settings=settings),
@@ -605,14 +636,10 @@ def convert(
         )
         result = searched.result
     else:
-        judged_by = {"labels": labels, "selection_data": selection_data, "metric": metric}
-        _only_with_auto(**budget, **judged_by, allow_int8=allow_int8, front_svg=front_svg)
-        if ptq is None and resume is not None:
-            raise UsageError("--resume keeps the work of --ptq:", fix="give --ptq PRESET.")
         searched = None
         result = pipeline.convert(
             str(model),
-            _config(**choices, ptq=ptq, ptq_settings=settings),
+            _config(**choices, ptq=ptq, ptq_settings=settings, synthetic_data=synthetic_data),
             calibration_data=data,
             resume=resume,
             progress=_progress(),
@@ -1117,11 +1144,12 @@ def _exclude_list(path: Path | None) -> tuple[str, ...]:
     return tuple(line for line in map(str.strip, lines) if line and not line.startswith("#"))
 
 
-def _only_with_auto(**given: Any) -> None:
-    """Refuse options that only a search looks at."""
-    for name, value in given.items():
-        if value is not None and value is not False:
-            raise UsageError(f"--{name.replace('_', '-')} is for --ptq auto.")
+def _only_with(what: str, *names: str) -> None:
+    """Refuse options of the command line that nothing would look at without another."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise UsageError(f"--{name.replace('_', '-')} is for {what}.")
 
 
 def _log_to_stderr(level: str) -> None:
