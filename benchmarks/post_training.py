@@ -33,7 +33,7 @@ from tables import Row, Table, times
 
 from binarize_onnx import Config, convert, io
 from binarize_onnx.calibration import feeds
-from binarize_onnx.quantize import int8, pareto, search, sites
+from binarize_onnx.quantize import int8, pareto, search, sites, synthetic
 from binarize_onnx.quantize.layer_times import of_networks
 from binarize_onnx.quantize.pareto import Point
 from binarize_onnx.quantize.plan import Settings
@@ -51,6 +51,7 @@ FITTED, TESTED = 500, 2000  # images of CIFAR-10 that presets are fitted to and 
 SELECTED, HELD_OUT = 4000, 6000  # test images that the search selects on, and those that it never sees
 DROPS = (1.0, 3.0, 10.0)
 SECONDS = 10.0  # of timing networks in turns
+WITHOUT = ("w1a1", "w1a4", "w2a4", "w2a6")  # presets that are fitted to made samples as well
 GROWTH = (125, 250, 500, 1000)  # images
 LADDER = {
     "naive": Settings("sign", "zero", "none", compensate=False, readout=False),
@@ -143,6 +144,30 @@ def ladder(run: Run) -> Json:
     return {"float": judge.reference.value, "methods": found}
 
 
+def without_samples(run: Run) -> Json:
+    """ResNet-20 fitted to real images, to made ones, and to the noise that these begin as."""
+    source, data = corpus_data.network(RESNET), corpus_data.cifar()
+    judge, network = Judge(source, data.test(0, TESTED)), sites.find(source)
+    found: dict[str, dict[str, list[float]]] = {}
+    made = 0
+    for seed in range(run.seeds):
+        progress(f"  seed {seed}")
+        fitted = synthetic.make(network.model, seed)
+        made = fitted.count
+        white = np.random.default_rng(seed).standard_normal((made, 3, 32, 32))
+        kinds = {
+            "real images": ("", data.training(FITTED, seed)),
+            "made images": (".made", Labelled(fitted.inputs)),
+            "noise": (".noise", Labelled({"input": synthetic.coloured(white).astype(np.float32)})),
+        }
+        for name in WITHOUT:
+            for kind, (suffix, samples) in kinds.items():  # real ones are those of the presets
+                make = partial(model_of, source, samples, name, Settings(seed=seed))
+                model = run.kept(f"{name}.{seed}{suffix}", make)
+                found.setdefault(name, {}).setdefault(kind, []).append(accuracy(judge, model))
+    return {"float": judge.reference.value, "made": made, "presets": found}
+
+
 def searches(run: Run) -> Json:
     """ResNet-20 within budgets of accuracy, tested on images that the search never saw."""
     source, data = io.read(corpus_data.network(RESNET)), corpus_data.cifar()
@@ -233,6 +258,7 @@ def _indented(words: str) -> None:
 SECTIONS: Mapping[str, Callable[[Run], Json]] = {
     "presets": presets,
     "ladder": ladder,
+    "synthetic": without_samples,
     "search": searches,
     "mnist": mnist,
     "efficientnet": efficientnet,
@@ -282,6 +308,19 @@ def _ladder(found: Json) -> Table:
         f"The same, each method with those above it. Accuracy in percent; the float model has {found['float']:.1f}."
     )
     return Table("What each method brings", meaning, ("method", "w1a1", "w2a4"), rows)
+
+
+def _without_samples(found: Json) -> Table:
+    rows: list[Row] = [
+        (name, *(_spread(values) for values in kinds.values())) for name, kinds in found["presets"].items()
+    ]
+    meaning = (
+        f"ResNet-20 as above, fitted to {FITTED} real images, to {found['made']} that `--synthetic-data` makes, and to "
+        "as much noise in the spectrum of images, of the right mean and deviation: all that could be had for a network "
+        f"without BatchNormalizations. Accuracy in percent; the float model has {found['float']:.1f}."
+    )
+    header = ("preset", *next(iter(found["presets"].values())))
+    return Table("Without samples", meaning, header, rows)
 
 
 def _search(found: Json) -> Table:
@@ -344,6 +383,7 @@ def _calibration(found: Json) -> Table:
 TABLES: Mapping[str, Callable[[Json], Table]] = {
     "presets": _presets,
     "ladder": _ladder,
+    "synthetic": _without_samples,
     "search": _search,
     "mnist": _mnist,
     "efficientnet": _network_searched("EfficientNet-lite0"),

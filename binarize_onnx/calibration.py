@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from binarize_onnx.errors import ModelError, UsageError
-from binarize_onnx.images import ImageFolder, Images
+from binarize_onnx.images import ImageFolder, Lazy
 from binarize_onnx.passes.base import Array
 from binarize_onnx.verify.data import Rows, batches, load_data, require_fitting, split_labels
 
@@ -89,7 +89,7 @@ def samples_of(data: CalibrationData, model: onnx.ModelProto) -> Samples | None:
     if isinstance(data, (str, os.PathLike, ImageFolder)):
         return load_samples(data, model)[0]
     if isinstance(data, Mapping):
-        return {name: values if isinstance(values, Images) else np.asarray(values) for name, values in data.items()}
+        return {name: values if isinstance(values, Lazy) else np.asarray(values) for name, values in data.items()}
     return None
 
 

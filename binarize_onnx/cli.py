@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
+from click.core import ParameterSource
 
 from binarize_onnx.errors import BinarizeError, ModelError, UsageError, one_line
 from binarize_onnx.gain import REFERENCE, TARGETS
@@ -29,6 +30,17 @@ if TYPE_CHECKING:  # the packages behind these take longer to import than --help
     from binarize_onnx.quantize.scoring import Metric
 
 AUTO = "auto"  # the --ptq that searches
+ONLY_AUTO = (  # options that nothing else looks at
+    "labels",
+    "selection_data",
+    "metric",
+    "max_drop",
+    "target_speedup",
+    "target_ops",
+    "allow_int8",
+    "front_svg",
+    "threads",
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -121,6 +133,14 @@ def mapped_op(value: str) -> tuple[str, str]:
     if not operator:
         raise click.BadParameter(f"{value!r} is not of the form domain::Op=sign")
     return operator, target
+
+
+def span(value: str) -> tuple[float, float]:
+    """`0,255`."""
+    pair = numbers(value)
+    if len(pair) != 2 or not all(map(isfinite, pair)) or pair[0] >= pair[1]:
+        raise click.BadParameter(f"{value!r} is no range: write LOW,HIGH, as 0,255")
+    return pair[0], pair[1]
 
 
 def share(value: str) -> float:
@@ -268,6 +288,12 @@ def quantizing(command: Command) -> Command:
             help="Keep the work of --ptq in a folder: the same call goes on from there, with the same result.",
         ),
         click.option(
+            "--synthetic-data",
+            is_flag=True,
+            help="Of --ptq, for want of any samples: make some that fit what the BatchNormalizations of IN remember of "
+            "its training. What that costs in accuracy cannot be seen on them; docs/post_training.md has measured it.",
+        ),
+        click.option(
             "--ptq-correction",
             type=click.Choice(get_args(Correction)),
             default=Settings.correction,
@@ -403,6 +429,7 @@ def main() -> None:
       binarize-onnx convert net.onnx net.bin.onnx     convert it
       binarize-onnx verify  net.onnx net.bin.onnx     compare the two
       binarize-onnx bench   net.onnx net.bin.onnx     time the two, layer by layer
+      binarize-onnx evaluate net.onnx net.bin.onnx    how good the two are on labelled samples, and what they cost
       binarize-onnx sensitivity net.onnx              which layers of a float model lose most as bits
       binarize-onnx finetune net.onnx net.bin.onnx    train the layers of a float model as binary ones
       binarize-onnx doctor  net.bin.onnx              whether it runs right and fast on this machine
@@ -524,6 +551,7 @@ def convert(
     ptq_correction: Correction,
     seed: int,
     resume: Path | None,
+    synthetic_data: bool,
     ptq: str | None,
     exclude_list: Path | None,
     image_mean: tuple[float, ...],
@@ -573,6 +601,20 @@ def convert(
     _different(out, read=[calibration_data, labels, selection_data, exclude_list])
     if max_sign_zeros is not None and calibration_data is None:
         raise UsageError("--max-sign-zeros needs samples to count on:", fix="give --calibration-data.")
+    if ptq is None:
+        _only_with(
+            "--ptq PRESET", "ptq_weights", "ptq_thresholds", "ptq_correction", "seed", "resume", "synthetic_data"
+        )
+    if ptq != AUTO:
+        _only_with("--ptq auto", *ONLY_AUTO)
+    elif resume is not None:
+        raise UsageError("--resume is for one precision, not for --ptq auto.")
+    elif synthetic_data:
+        raise UsageError("--ptq auto judges networks on samples, and made ones tell nothing:", fix="give a precision.")
+    if synthetic_data and calibration_data is not None:
+        raise UsageError("--synthetic-data is for want of samples, and there are some:", fix="leave one of both out.")
+    if not any(path is not None and path.is_dir() for path in (calibration_data, selection_data)):
+        _only_with("a folder of images", "image_mean", "image_std")
     settings = Settings(ptq_weights, ptq_thresholds, ptq_correction, seed=seed)
     choices["nodes_to_exclude"] += _exclude_list(exclude_list)
     budget = {"max_drop": max_drop, "target_speedup": target_speedup, "target_ops": target_ops}
@@ -581,8 +623,6 @@ def convert(
     if ptq == AUTO:
         from binarize_onnx.quantize import auto
 
-        if resume is not None:
-            raise UsageError("--resume is for one precision, not for --ptq auto.")
         searched = auto.convert_file(
             model,
             _config(**choices, ptq_settings=settings),
@@ -597,14 +637,10 @@ def convert(
         )
         result = searched.result
     else:
-        judged_by = {"labels": labels, "selection_data": selection_data, "metric": metric}
-        _only_with_auto(**budget, **judged_by, allow_int8=allow_int8, front_svg=front_svg)
-        if ptq is None and resume is not None:
-            raise UsageError("--resume keeps the work of --ptq:", fix="give --ptq PRESET.")
         searched = None
         result = pipeline.convert(
             str(model),
-            _config(**choices, ptq=ptq, ptq_settings=settings),
+            _config(**choices, ptq=ptq, ptq_settings=settings, synthetic_data=synthetic_data),
             calibration_data=data,
             resume=resume,
             progress=_progress(),
@@ -1050,6 +1086,105 @@ def bench(
     gates.require(checked)
 
 
+@main.command(short_help="How good models are on labelled samples, and what they cost.")
+@click.argument("models", metavar="MODEL...", type=MODEL, nargs=-1, required=True)
+@click.option(
+    "--data",
+    type=MODEL,
+    metavar="FILE",
+    required=True,
+    help="Samples: arrays named as the inputs, and `labels`, in a .npz file; or a folder of images.",
+)
+@click.option(
+    "--labels",
+    type=MODEL,
+    metavar="FILE",
+    help="Class numbers, or targets of the output's shape, .npz or .npy.  [default: those in the data]",
+)
+@imaging
+@click.option("--corruptions", "all_corruptions", is_flag=True, help="Judge on images spoiled in all known ways, too.")
+@click.option(
+    "--corruption",
+    "corruptions",
+    metavar="NAME",
+    multiple=True,
+    help="Judge on images spoiled in this way, blur for instance. May be repeated.",
+)
+@click.option(
+    "--range",
+    "ranges",
+    type=span,
+    metavar="LOW,HIGH",
+    multiple=True,
+    help="Of corruptions: what is dark and what is bright in the data; once, or for each channel in turn.  "
+    "[default: 0,255 for bytes, else the least and the largest value of each channel]",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of corruptions: what is drawn at random.",
+)
+@click.option("--no-time", is_flag=True, help="Do not time the models.")
+@click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True, help="Of timed models.")
+@click.option(
+    "--seconds",
+    type=Finite(min=0, min_open=True, max=3600),
+    default=5,
+    show_default=True,
+    help="Of timing, all models together.",
+)
+@summarising
+@reporting
+def evaluate(
+    models: tuple[Path, ...],
+    data: Path,
+    labels: Path | None,
+    image_mean: tuple[float, ...],
+    image_std: tuple[float, ...],
+    all_corruptions: bool,
+    corruptions: tuple[str, ...],
+    no_time: bool,
+    as_json: bool,
+    as_markdown: bool,
+    report: Path | None,
+    log_level: str,
+    **choices: Any,
+) -> None:
+    """Judge every MODEL on the same samples, and say what each costs beside it: operations, bytes and time.
+
+    Accuracy has an exact 95 % interval, and each model's loss against the first an upper bound. Without labels it is
+    agreement with the first model that counts, with targets of the output's shape PSNR. Time is taken as bench does.
+
+    Corruptions are made here, the same for the same --seed: eleven ways to spoil an image, at five severities each. The
+    mean of the five is printed; the JSON has all.
+
+    Of the other models BiBench's scores for task, corruption, complexity and inference are given, with the first as the
+    full-precision one. They are not comparable to those of the paper, whose data sets and machines are others.
+
+    \b
+    Example:
+      binarize-onnx evaluate net.onnx net.int8.onnx net.bin.onnx --data test.npz --corruptions
+    """
+    from binarize_onnx import summary
+    from binarize_onnx.evaluate import ALL, evaluate
+
+    _log_to_stderr(log_level)
+    _one_of(as_json, as_markdown)
+    _different(report, read=[*models, data, labels])
+    samples = _samples(data, image_mean, image_std)
+    assert samples is not None
+    spoiled = (*corruptions, *([ALL] if all_corruptions else []))
+    found = evaluate(models, samples, labels, corruptions=spoiled, timed=not no_time, progress=_progress(), **choices)
+    printed = _json(found.to_json())
+    _write({report: _line(printed)})
+    if as_markdown:
+        overview = [*found.conditions(), *found.remarks()]
+        printed = summary.markdown(f"evaluate {' '.join(path.name for path in models)}", [], overview, *found.tables())
+    click.echo(printed if as_json or as_markdown else found.table())
+
+
 @main.command(short_help="Whether inference will be right and fast on this machine.")
 @click.argument("model", metavar="[MODEL]", type=MODEL, required=False)
 @reporting
@@ -1127,11 +1262,12 @@ def _exclude_list(path: Path | None) -> tuple[str, ...]:
     return tuple(line for line in map(str.strip, lines) if line and not line.startswith("#"))
 
 
-def _only_with_auto(**given: Any) -> None:
-    """Refuse options that only a search looks at."""
-    for name, value in given.items():
-        if value is not None and value is not False:
-            raise UsageError(f"--{name.replace('_', '-')} is for --ptq auto.")
+def _only_with(what: str, *names: str) -> None:
+    """Refuse options of the command line that nothing would look at without another."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise UsageError(f"--{name.replace('_', '-')} is for {what}.")
 
 
 def _log_to_stderr(level: str) -> None:

@@ -14,7 +14,6 @@ import onnx
 from onnx import helper
 
 from binarize_onnx.errors import ModelError, RuntimeUnavailable, UsageError, one_line
-from binarize_onnx.verify.graphs import caller_inputs, listed
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MODES = {1: "L", 3: "RGB"}  # Pillow's names of what a model with so many channels sees
@@ -68,12 +67,17 @@ class ImageFolder:
             ModelError: the model does not take one image input, or the first image cannot be read.
             RuntimeUnavailable: Pillow is missing.
         """
+        from binarize_onnx.verify.graphs import (
+            caller_inputs,
+            listed,
+        )  # not before: what verifies reads samples, like these
+
         inputs = caller_inputs(model)
         if len(inputs) != 1:
             raise ModelError(f"a folder of images fills one input; the model takes {listed(inputs)}.")
         ((name, given),) = inputs.items()
         sizes = [d.dim_value if d.HasField("dim_value") else 0 for d in given.shape.dim]
-        axis = next((i for i in (1, 3) if len(sizes) == 4 and sizes[i] in MODES), None)
+        axis = channel_axis(sizes)
         if axis is None:
             raise ModelError(
                 f"input `{name}` is no image [N, C, H, W] or [N, H, W, C] of 1 or 3 channels.",
@@ -104,7 +108,11 @@ class ImageFolder:
         return np.array([by_name[folder] for folder in folders], np.int64)
 
 
-class Images:
+class Lazy:
+    """Samples that are made when they are sliced out, `Rows` otherwise: nobody is to make all at once."""
+
+
+class Images(Lazy):
     """What of an array a caller of samples uses, with the images read when they are sliced out.
 
     Attributes:
@@ -157,6 +165,11 @@ class Images:
             pixels = (pixels.astype(np.float32) / np.float32(255) - self._folder.mean) / self._folder.std
         pixels = pixels.astype(self.dtype)
         return pixels.transpose(2, 0, 1) if self._axis == 1 else pixels
+
+
+def channel_axis(sizes: Sequence[int]) -> int | None:
+    """Where the channels of images [N, C, H, W] or [N, H, W, C] are; None for what is no image of 1 or 3 channels."""
+    return next((i for i in (1, 3) if len(sizes) == 4 and sizes[i] in MODES), None)
 
 
 def _opened(file: Path) -> Any:

@@ -20,6 +20,7 @@ from binarize_onnx import checks, cost, foreign, fused, io, opset, shapes, slow_
 from binarize_onnx.errors import ModelError, NothingMatched, UsageError
 from binarize_onnx.gain import REFERENCE, TARGETS, Sizes, Target
 from binarize_onnx.passes.base import Context, tidy
+from binarize_onnx.passes.between_transposes import BetweenTransposes
 from binarize_onnx.passes.concat_parts import ConcatParts
 from binarize_onnx.passes.depth_to_space_on_bits import DepthToSpaceOnBits
 from binarize_onnx.passes.flatten_on_bits import FlattenOnBits
@@ -77,6 +78,8 @@ class Config:
             already. The outputs are no longer the source's. First and last layers stay float unless
             `nodes_to_quantize` names them.
         ptq_settings: the methods of that.
+        synthetic_data: with `ptq`, there are no samples: some are made that fit what the BatchNormalizations of the
+            model remember of its training. It costs accuracy; the report says so.
         edges: what the layers become that stay float: `float` leaves them as they are, `int8` quantizes them by what
             `calibration_data` shows. Then the outputs are no longer the source's; binary layers are as exact as ever.
         allow_unchanged: return the source as it is instead of raising when nothing in it is binary.
@@ -96,6 +99,7 @@ class Config:
     allow_unchanged: bool = False
     ptq: str | None = None
     ptq_settings: Settings = field(default_factory=Settings)
+    synthetic_data: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that no branch below would notice."""
@@ -126,6 +130,8 @@ class Config:
                 raise UsageError(f"the shape {shape!r} of input `{name}` is not made of whole numbers from 1 to 2^31.")
         if self.ptq is not None:
             Precision.parse(self.ptq)
+        elif self.synthetic_data:
+            raise UsageError("synthetic data is for quantization after training alone:", fix="give a ptq precision.")
         foreign.require_mappable(self.map_ops)
 
     def to_json(self) -> str:
@@ -201,15 +207,19 @@ def convert(
     Raises:
         ModelError: the model or the data cannot be read, its opset cannot be converted, or the data does not fit it.
         NothingMatched: no layer is binary, and `allow_unchanged` is not set.
-        UsageError: int8 edges or post-training quantization are wanted, and there is no data.
+        UsageError: int8 edges or post-training quantization are wanted, and there is no data; or there is, and
+            `Config(synthetic_data=True)`.
         RuntimeUnavailable: something is to run on the data, and what runs or quantizes it is missing.
     """
     config = config or Config()
     source = io.read(model)
     if config.ptq is not None:
-        return _convert_float(
-            source, config, _required(calibration_data, "layers that are quantized after training"), resume, progress
-        )
+        data: CalibrationData | None = None
+        if not config.synthetic_data:
+            data = _required(calibration_data, "layers that are quantized after training")
+        elif calibration_data is not None:
+            raise UsageError("there are samples, so none are to be made:", fix="leave synthetic_data out, or the data.")
+        return _convert_float(source, config, data, resume, progress)
     if config.edges == "int8":
         calibration_data = _required(calibration_data, "int8 edges")
     return _convert(source, config, calibration_data)
@@ -218,14 +228,17 @@ def convert(
 def _convert_float(
     source: io.Source,
     config: Config,
-    data: CalibrationData,
+    data: CalibrationData | None,
     resume: Path | None,
     progress: Callable[[str], None] | None,
 ) -> Result:
     """A float model is first brought to ideal form; that is what `emit="ideal"` gives."""
     from binarize_onnx.quantize import preset  # it runs models, as what counts zeros does
 
-    return compile_trained(preset.post_train(source, config, data, resume, progress), source, config, data)
+    trained = preset.post_train(source, config, data, resume, progress)
+    if trained.synthetic is not None and config.edges == "int8":
+        data = trained.synthetic.inputs  # of zeros at signs, which are counted otherwise, made samples tell nothing
+    return compile_trained(trained, source, config, data)
 
 
 def compile_trained(
@@ -308,7 +321,7 @@ def _compile(source: io.Source, config: Config, data: CalibrationData | None = N
     context, found = _compile_graph(prepared, source.model, config, data)
     if found.binary:
         metadata = {
-            "binarize_onnx.version": _version(),
+            "binarize_onnx.version": package_version(),
             "binarize_onnx.source_sha256": source.sha256,
             "binarize_onnx.options": config.to_json(),
             "binarize_onnx.ops": str(opset.VERSION),
@@ -449,6 +462,7 @@ def idealise(
     MaskedAssignment(context).run()  # of constants that have been folded; a sign may be written in this way
     recognise = RecogniseLayers(context, wanted, kept_signs, tolerance)
     recognise.run()
+    BetweenTransposes(context).run()  # then the steps behind a layer are next to it, whatever its layout
     IdealAffine(context).run()  # after the layers are known: only steps that touch them are rewritten
     return [(_prove(sign, unit, context), sign) for sign, unit in recognise.sites.values()], recognise.notes
 
@@ -575,7 +589,8 @@ def _nothing_matched(report: Report) -> str:
     )
 
 
-def _version() -> str:
+def package_version() -> str:
+    """The version of the installed package."""
     try:
         return version("binarize-onnx")
     except PackageNotFoundError:  # a source tree that was never installed

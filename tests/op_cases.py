@@ -820,10 +820,14 @@ def low_bit_convs() -> list[Case]:
         *(
             low_bit(f"{c} channels", (1, c, 4, 5), (33, 3, 3), b, pads=PAD1)
             for b in bits
-            for c in (1, 5, 16, 21, 33, 63, 128)
+            for c in (1, 5, 16, 21, 33, 63, 64, 65, 128)
         ),
-        *(low_bit(f"{o} outputs", (1, 40, 3, 5), (o, 2, 2), b) for b in (4, 6) for o in (1, 31, 32, 64, 65, 97)),
-        *(low_bit(f"{m} bases", (1, 70, 5, 4), (40, 3, 3), b, bases=m, pads=PAD1) for b in (2, 4, 6) for m in (2, 3)),
+        *(low_bit(f"{o} outputs", (1, 40, 3, 5), (o, 2, 2), b) for b in (4, 6) for o in (1, 31, 32, 64, 65, 97, 161)),
+        *(
+            low_bit(f"{m} bases of {o} outputs", (1, 70, 5, 4), (o, 3, 3), b, bases=m, pads=PAD1)
+            for b in (2, 4, 6)
+            for m, o in ((2, 40), (3, 40), (2, 97), (3, 97))
+        ),
         *(
             low_bit(f"2 bases of {o} outputs", (2, 40, 5, 13), (o, 3, 3), b, bases=2, pads=PAD1, use=use)
             for o, use in ((1, "scale"), (9, unmasked), (16, "scale bias threshold"), (17, "scale"))
@@ -857,7 +861,11 @@ def low_bit_convs() -> list[Case]:
         low_bit("1xk", (1, 40, 3, 9), (6, 1, 5), 4, pads=(0, 2, 0, 2)),
         low_bit("kx1", (1, 40, 9, 3), (6, 5, 1), 4, pads=(2, 0, 2, 0)),
         low_bit("kernel in the border at corners", (1, 32, 3, 3), (4, 2, 2), 4, pads=(3, 3, 3, 3)),
-        *(low_bit("border of +1", (1, 33, 5, 5), (8, 3, 3), b, pads=PAD1, pad_value=1) for b in (3, 6)),
+        *(
+            low_bit("border of +1", (1, c, 5, 5), (8, 3, 3), b, pads=PAD1, pad_value=1)
+            for b in (3, 6)
+            for c in (33, 70)
+        ),
         *(low_bit("border of -1", (1, 33, 5, 5), (8, 3, 3), b, pads=PAD1, pad_value=-1) for b in (3, 6)),
         *(low_bit("border of -1, none", (1, 33, 5, 5), (8, 3, 3), b, pad_value=-1) for b in (3, 6)),
         *(low_bit("groups of words", (2, 96, 5, 5), (96, 3, 3), b, group=3, pads=PAD1) for b in (4, 6)),

@@ -112,7 +112,18 @@ def test_help_is_the_manual(name: str, command: Command) -> None:
 
 def test_the_first_help_names_commands_and_exit_codes(command: Command) -> None:
     out = command("--help").out
-    assert COMMANDS == ["bench", "convert", "demo", "doctor", "finetune", "inspect", "reduce", "sensitivity", "verify"]
+    assert COMMANDS == [
+        "bench",
+        "convert",
+        "demo",
+        "doctor",
+        "evaluate",
+        "finetune",
+        "inspect",
+        "reduce",
+        "sensitivity",
+        "verify",
+    ]
     for word in (*COMMANDS, "Exit codes", "0 well"):
         assert word in out
     assert "..." not in out.split("Commands:")[1]

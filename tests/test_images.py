@@ -113,8 +113,25 @@ def test_samples_that_are_no_numbers_are_refused_by_their_place(odd: float) -> N
         (np.zeros((0, 3, 8, 8), np.float32), "no samples"),
         (np.zeros((4, 3, 8, 9), np.float32), "takes shape"),
         (np.zeros((4, 3, 8, 8), np.float64), "takes float32"),
+        (np.zeros((4, 8, 8, 3), np.float32), "Transpose it: the same sizes are there in another order"),
     ],
 )
 def test_data_that_does_not_fit_is_refused_in_words(values: npt.NDArray[Any], words: str) -> None:
     with pytest.raises(ModelError, match=words):
         list(feeds(model(3, 8, 8), {"x": values}))
+
+
+def test_samples_of_several_inputs(tmp_path: Path) -> None:
+    """As many of each where the model counts them by one name; an array without a name fills one input only."""
+    given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 3]) for name in "xy"]
+    total = helper.make_tensor_value_info("sum", TensorProto.FLOAT, None)
+    graph = helper.make_graph([helper.make_node("Add", ["x", "y"], ["sum"])], "two", given, [total])
+    both = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)])
+    rows = np.zeros((40, 3), np.float32)
+    with pytest.raises(ModelError, match=r"input `y` has 30 samples in the data, `x` has 40. Give as many of each"):
+        list(feeds(both, {"x": rows, "y": rows[:30]}))
+    np.save(tmp_path / "rows.npy", rows)
+    with pytest.raises(ModelError, match=r"one array without a name; the model takes `x`, `y`. Store all in an .npz"):
+        list(feeds(both, tmp_path / "rows.npy"))
+    both.graph.input[1].type.tensor_type.shape.dim[0].dim_param = "M"
+    assert len(list(feeds(both, {"x": rows, "y": rows[:1]}))) == 1

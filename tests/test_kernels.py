@@ -90,7 +90,7 @@ def resized(case: Case, batch: int, height: int, width: int) -> Case:
 
 
 def test_one_session_serves_many_sizes_at_once() -> None:
-    """Kernels keep nothing between calls: the sizes alternate, and four threads share the session."""
+    """What a kernel keeps is of one size: the sizes alternate, and four threads share the session."""
     case = op_cases.conv(
         "shared", (1, 70, 5, 5), (33, 3, 3), pads=(1, 1, 0, 2), pad_value=1, use="scale bias threshold"
     )

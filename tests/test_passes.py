@@ -18,6 +18,7 @@ import pytest
 
 from binarize_onnx import io, opset, shapes
 from binarize_onnx.passes.base import Context, Pass, tidy
+from binarize_onnx.passes.between_transposes import BetweenTransposes
 from binarize_onnx.passes.concat_parts import ConcatParts
 from binarize_onnx.passes.depth_to_space_on_bits import DepthToSpaceOnBits
 from binarize_onnx.passes.flatten_on_bits import FlattenOnBits
@@ -48,6 +49,7 @@ if ONNX_VERSION < (1, 23):
 GOLDEN = Path(__file__).parent / "golden"
 
 PASSES: dict[str, Callable[[Context], Pass[Any]]] = {
+    "BetweenTransposes": BetweenTransposes,
     "ConcatParts": ConcatParts,
     "DepthToSpaceOnBits": DepthToSpaceOnBits,
     "FlattenOnBits": FlattenOnBits,

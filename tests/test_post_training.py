@@ -18,10 +18,11 @@ import onnxruntime as ort
 import pytest
 from corpus import corpus_path, datasets
 from float_nets import NETWORKS, SAMPLES, FloatNet, residual, samples
+from onnx import numpy_helper
 from test_cli import Command, command  # noqa: F401  # a fixture
 from test_property import assert_same_bits, run
 
-from binarize_onnx import Config, convert, opset, runtime
+from binarize_onnx import Config, convert, opset, pipeline, runtime
 from binarize_onnx.errors import ModelError, NothingMatched, UsageError
 from binarize_onnx.quantize import Precision, Settings, post_training, sites
 from binarize_onnx.quantize.activations import Levels
@@ -82,6 +83,14 @@ def test_no_float_steps_stand_between_layers(preset: str) -> None:
     ops = [node.op_type for node in result.model.graph.node]
     assert ops.index("PackSign") < ops.index("XnorConv")
     assert ops[ops.index("PackSign") + 1 :] == ["XnorConv"] * 5 + ["GlobalAveragePool", "Flatten", "Gemm"]
+
+
+def test_channels_that_come_last_leave_no_steps_either() -> None:
+    """The Relu between the last binary layer and the float one moves into the layer, and both Transposes are gone."""
+    model = NETWORKS["channels_last"]()
+    result = convert(model, Config(ptq="w1a2", ptq_settings=FAST), calibration_data=samples(model))
+    ops = [node.op_type for node in result.model.graph.node]
+    assert ops == ["Transpose", "Conv", "PackSign", "XnorConv", "XnorConv", "GlobalAveragePool", "Flatten", "Gemm"]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -259,9 +268,15 @@ def test_a_finished_folder_is_read_again(tmp_path: Path) -> None:
     assert told == ["comparing the outputs"]
 
 
-@pytest.mark.parametrize("change", ["plan", "settings", "data", "model"])
-def test_a_folder_of_another_calculation_is_refused(change: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["plan", "settings", "data", "model", "solver", "version"])
+def test_a_folder_of_another_calculation_is_refused(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     quantized("residual", "w1a1", resume=tmp_path)
+    if change == "solver":
+        monkeypatch.setattr(post_training, "WORK", post_training.WORK + 1)
+    if change == "version":
+        monkeypatch.setattr(pipeline, "package_version", lambda: "another")
     model = NETWORKS["residual" if change != "model" else "plain_forms"]()
     network = sites.find(model)
     plan, _ = network.choose(Precision(1, 2 if change == "plan" else 1))
@@ -399,6 +414,19 @@ def test_infinities_that_the_network_makes_are_told_of() -> None:
     x = net.node("Exp", net.node("Mul", net.block("x", 8, 3), net.constant(1e4)))
     model = net.model(net.classes(net.block(x, 8, 8), 8), {"x": ["N", 3, 8, 8]})
     with pytest.raises(ModelError, match="NaN or infinity reaches layer `l1`"):
+        convert(model, Config(ptq="w1a1"), calibration_data=samples(model))
+
+
+@pytest.mark.parametrize("layer", ["l0", "l2", "l6"])
+@pytest.mark.parametrize("odd", [np.nan, -np.inf])
+def test_weights_that_are_not_finite_are_told_of_by_their_own_layer(layer: str, odd: float) -> None:
+    model = NETWORKS["residual"]()
+    name = next(node.input[1] for node in model.graph.node if node.name == layer)
+    (stored,) = (t for t in model.graph.initializer if t.name == name)
+    values = numpy_helper.to_array(stored).copy()
+    values.flat[3] = odd
+    stored.CopyFrom(numpy_helper.from_array(values, name))
+    with pytest.raises(ModelError, match=f"`{name}` of (Conv|Gemm) `{layer}` holds NaN or infinity"):
         convert(model, Config(ptq="w1a1"), calibration_data=samples(model))
 
 

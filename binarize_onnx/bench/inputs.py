@@ -19,7 +19,7 @@ def feed(
     *,
     batch: int | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    data: Path | None = None,
+    data: Path | Arrays | None = None,
 ) -> tuple[Arrays, str]:
     """One set of inputs for all models, and where it comes from in words.
 
@@ -27,7 +27,7 @@ def feed(
         models: by the names to use in messages; the first says what the inputs are.
         batch: samples in a run, where the models leave that open; None for 1.
         input_shapes: sizes of inputs that the models leave open.
-        data: .npz or .npy file with samples, of which the first are used.
+        data: samples, or a .npz or .npy file with them, of which the first are used.
 
     Raises:
         ModelError: the models' inputs or outputs differ, or the data does not fit them.
@@ -41,15 +41,18 @@ def feed(
         _require_closed(interface, batch)
         fed, described = random_inputs(interface, batch or 1, {}), f"random (standard normal, seed {SEED})"
     else:
-        stored, _ = split_labels(load_data(data), interface)
+        if isinstance(data, Path):
+            stored, source = split_labels(load_data(data), interface)[0], data.name
+        else:
+            stored, source = data, "the data"
         require_fitting(interface, stored)
         fed, rows = next(batches(interface, stored, batch or 1))
         if batch is not None and rows.stop - rows.start != batch:
             raise UsageError(
-                f"a run takes {rows.stop - rows.start} of the samples in {data.name}, --batch asks for {batch}:",
+                f"a run takes {rows.stop - rows.start} of the samples in {source}, --batch asks for {batch}:",
                 fix="the model fixes its batch size, or the file has too few samples.",
             )
-        described = f"from {data.name}"
+        described = f"from {source}"
     for label, model in models.items():
         try:
             require_fitting(model, fed)

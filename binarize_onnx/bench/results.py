@@ -133,7 +133,7 @@ class LayerTable:
         return [
             "Layers, each with what follows it up to the next; profiled in runs of their own, which the profiler makes "
             f"longer than those above (means of {self.runs[0]} and {self.runs[1]} runs):",
-            *_aligned(self.cells(), left=(0, 4)),
+            *aligned(self.cells(), left=(0, 4)),
         ]
 
 
@@ -249,14 +249,14 @@ class Benchmark:
     def table(self) -> str:
         """Everything for a person."""
         lines = [f"{label:<8} {words}" for label, words in self.conditions()]
-        lines += ["", *_aligned(self.cells(), left=(0, 1))]
+        lines += ["", *aligned(self.cells(), left=(0, 1))]
         for table in self.layers:
             lines += ["", *table.lines()]
         said = [f"{label:<8} {words}" for label, words in self.remarks()]
         return "\n".join([*lines, *([""] if said else []), *said])
 
 
-def _aligned(rows: Sequence[tuple[str, ...]], left: tuple[int, ...]) -> list[str]:
+def aligned(rows: Sequence[tuple[str, ...]], left: tuple[int, ...]) -> list[str]:
     """Columns, a line below the first row; those of `left` start together, the others end together."""
     rows = [tuple(printable(cell) for cell in row) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -61,7 +61,7 @@ def benchmark(
     seconds: float = SECONDS,
     batch: int | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
-    data: Path | None = None,
+    data: Path | Arrays | None = None,
     bodies: bool = True,
     profiled: bool = True,
 ) -> Benchmark:
@@ -76,7 +76,7 @@ def benchmark(
         seconds: of timing, all models together; models of more than a few milliseconds may need longer.
         batch: samples in a run, where the models leave that open.
         input_shapes: sizes of inputs that the models leave open, by name.
-        data: .npz or .npy file to take the inputs from; None for seeded random ones.
+        data: .npz or .npy file to take the inputs from, or the inputs; None for seeded random ones.
         bodies: time function bodies too.
         profiled: ask onnxruntime's profiler for the time of each layer.
 
@@ -91,7 +91,7 @@ def benchmark(
         import onnxruntime
     except ImportError as error:
         raise RuntimeUnavailable(f"onnxruntime cannot be imported ({error});", fix="install it.") from None
-    given = _read(models)
+    given = read(models)
     fed, described = feed({c.label: c.model for c in given}, batch=batch, input_shapes=input_shapes, data=data)
     notes: list[str] = []
     everyone = given + (_bodies(given, notes) if bodies else [])
@@ -130,7 +130,7 @@ def cpu_name() -> str:
     return next(filter(None, named), platform.processor() or platform.machine())
 
 
-def _read(paths: Sequence[Path]) -> list[Contestant]:
+def read(paths: Sequence[Path]) -> list[Contestant]:
     """The models; where two files have one name, their paths tell them apart."""
     names = [path.name for path in paths]
     found: list[Contestant] = []

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from binarize_onnx import io, opset, scopes, shapes
+from binarize_onnx import io, opset, pipeline, scopes, shapes
 from binarize_onnx.calibration import CalibrationData, feeds
 from binarize_onnx.errors import ModelError, UsageError
 from binarize_onnx.passes.base import Array
@@ -42,6 +42,10 @@ ENOUGH_PATCHES = 10  # times the terms of a dot product; with fewer, signs fit t
 
 FLOAT, QUANTIZED = "float/", "quantized/"  # in front of the names of tensors in a stage
 BASES = (("signs", 1), ("scale", 1), ("shift", 0))  # and their axes of output channels
+
+# Of what a folder of work holds and of how layers are fitted: a change that makes other models of the same arguments
+# takes the next number, so that no calculation is begun by one way of doing it and ended by another.
+WORK = 1
 
 Progress = Callable[[str], None]
 Arrays = dict[str, Array]
@@ -320,7 +324,8 @@ class _Calibration:
                 kept = json.loads(mark.read_text())
             if kept != self._calculation():
                 raise UsageError(
-                    f"{self._folder} holds the work on another model or other data, or with other options:",
+                    f"{self._folder} holds the work on another model or other data, with other options or by another "
+                    "version:",
                     fix="name another folder to begin anew.",
                 )
             with reading(self._folder):
@@ -362,6 +367,7 @@ class _Calibration:
             "network": hashlib.sha256(self._model.SerializeToString(deterministic=True)).hexdigest(),
             "options": json.dumps([plan, self._settings.to_json()], sort_keys=True),
             "samples": self._digest,
+            "version": f"{WORK}, {pipeline.package_version()}",
         }
 
     # --- From stage to stage -------------------------------------------------------------------------------------

@@ -13,10 +13,11 @@ from binarize_onnx.calibration import CalibrationData
 from binarize_onnx.errors import NothingMatched
 from binarize_onnx.passes.recognise_layers import Filter
 from binarize_onnx.pipeline import Config
-from binarize_onnx.quantize import sites
+from binarize_onnx.quantize import sites, synthetic
 from binarize_onnx.quantize.plan import Plan
 from binarize_onnx.quantize.post_training import Progress, Quantized, QuantizedLayer, quantize
 from binarize_onnx.quantize.precision import Precision
+from binarize_onnx.quantize.synthetic import Synthetic
 from binarize_onnx.reasons import Code, Reason
 from binarize_onnx.report import Layer, Report
 
@@ -32,23 +33,27 @@ class PostTrained:
         quantized: how it was made.
         left: why each other layer stays as it is.
         config: how the ideal graph is compiled: what layers are chosen is settled in it.
+        synthetic: the samples that were made, where the caller had none.
     """
 
     source: io.Source
     quantized: Quantized
     left: Mapping[str, Reason]
     config: Config
+    synthetic: Synthetic | None = None
 
 
 def post_train(
-    source: io.Source, config: Config, data: CalibrationData, resume: Path | None, progress: Progress | None
+    source: io.Source, config: Config, data: CalibrationData | None, resume: Path | None, progress: Progress | None
 ) -> PostTrained:
     """Quantize every layer of a float model that the options choose, with the precision `config.ptq`.
 
+    Without data, samples are made.
+
     Raises:
         NothingMatched: no layer can be quantized, or none is chosen.
-        ModelError: see `quantize`.
-        UsageError: see `quantize`.
+        ModelError: see `quantize`, and `synthetic.make`.
+        UsageError: likewise.
     """
     assert config.ptq is not None
     network = sites.find(source.model, config)
@@ -56,8 +61,12 @@ def post_train(
     plan, left = network.choose(Precision.parse(config.ptq), wanted)
     if not plan:
         raise nothing_to_choose(left)
+    made = None
+    if data is None:
+        made = synthetic.make(network.model, config.ptq_settings.seed, progress)
+        data = made.inputs
     quantized = quantize(network, data, plan, config.ptq_settings, progress=progress, resume=resume)
-    return trained(source, config, network, plan, left, quantized)
+    return trained(source, config, network, plan, left, quantized, made)
 
 
 def nothing_to_choose(left: Mapping[str, Reason]) -> NothingMatched:
@@ -74,6 +83,7 @@ def trained(
     plan: Plan,
     left: Mapping[str, Reason],
     quantized: Quantized,
+    made: Synthetic | None = None,
 ) -> PostTrained:
     """What `quantize` made of a plan, with all that the file and the report are to say of it."""
     entry = {
@@ -82,6 +92,7 @@ def trained(
         "settings": config.ptq_settings.to_json(),
         "samples": quantized.samples,
         "samples_sha256": quantized.samples_sha256,
+        "synthetic": made is not None,
     }
     model = quantized.model
     known = {p.key: p.value for p in model.metadata_props} | {KEY: json.dumps(entry, sort_keys=True)}
@@ -96,12 +107,13 @@ def trained(
     compiled = replace(
         config,
         ptq=None,
+        synthetic_data=False,
         slow_layers="convert",
         nodes_to_quantize=(),
         op_types_to_exclude=(),
         nodes_to_exclude=tuple(re.escape(name) for name in refused),
     )
-    return PostTrained(io.read(model), quantized, left, compiled)
+    return PostTrained(io.read(model), quantized, left, compiled, made)
 
 
 def _is_refused(name: str, network: sites.Network, wanted: Filter) -> bool:
@@ -134,6 +146,7 @@ def explain(report: Report, trained: PostTrained, bytes_before: int) -> None:
         elif layer.status == "float" and layer.name in trained.left:
             layer.code, layer.reason = trained.left[layer.name].code, trained.left[layer.name].sentence
     report.post_training = [str(out) for out in quantized.outputs]
+    report.notes += [str(trained.synthetic)] if trained.synthetic else []
     report.notes += [f"`{row.name}`: {warning}" for row in quantized.layers for warning in row.warnings]
     for name in quantized.refitted:
         report.notes.append(f"`{name}` stays float; its weights were fitted again to what the quantized layers give it")

@@ -12,7 +12,7 @@ What is scored is the first output that is [samples, classes], or the first of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log10, sqrt
 from typing import Literal
@@ -33,6 +33,8 @@ from binarize_onnx.verify.session import Runner
 
 Metric = Literal["accuracy", "agreement", "psnr", "error"]
 PROBABLE = 1e-3  # rows of probabilities sum to 1 up to this
+TOP = 5  # classes among which a label may be to count for the other accuracy of the literature
+ENOUGH = 4 * TOP  # classes, from which on that says something
 
 Floats = npt.NDArray[np.float64]
 
@@ -125,12 +127,15 @@ class Scored:
         divergence: of the classes' probabilities from the float model's: Kullback and Leibler's, in nats, the mean over
             samples; where the output has no classes, the squared error as a share of the variance.
         right: bool [N] for classes; None otherwise.
+        in_top: bool [N], whether the label is among the TOP best classes; None without labels, or for fewer classes
+            than ENOUGH.
         decibels: float64 [N] with targets; None otherwise.
     """
 
     value: float
     divergence: float
     right: npt.NDArray[np.bool_] | None = None
+    in_top: npt.NDArray[np.bool_] | None = None
     decibels: Floats | None = None
 
 
@@ -140,6 +145,7 @@ class Judge:
     Args:
         model: the float one.
         samples: what all are scored on; labels decide which metric there is.
+        library: run our ops in `model` with the kernels.
 
     Attributes:
         metric: see the module.
@@ -151,9 +157,9 @@ class Judge:
             not run.
     """
 
-    def __init__(self, model: onnx.ModelProto, samples: Labelled) -> None:
+    def __init__(self, model: onnx.ModelProto, samples: Labelled, *, library: bool = False) -> None:
         self.samples, self._model = samples, model
-        outputs = self._run(Runner(model, optimise=True))
+        outputs = self._run(Runner(model, optimise=True, library=library))
         self.output = next((n for n, v in outputs.items() if _are_classes(v, samples.count)), next(iter(outputs)))
         self._float = np.asarray(outputs[self.output], np.float64)
         if not np.isfinite(self._float).all():
@@ -180,7 +186,8 @@ class Judge:
         if self.metric == "error":
             return Scored(divergence, divergence)
         right = values.argmax(-1) == self._labels
-        return Scored(100 * float(right.mean()), divergence, right=right)
+        in_top = _in_top(values, self._labels) if self.metric == "accuracy" and values.shape[1] >= ENOUGH else None
+        return Scored(100 * float(right.mean()), divergence, right=right, in_top=in_top)
 
     def drop(self, scored: Scored) -> Drop | None:
         """What a model has lost against the float one; None where nothing says what is good.
@@ -197,12 +204,7 @@ class Judge:
         return Drop(lost.size, worse, better, float(lost.mean()), "dB", error)
 
     def _run(self, runner: Runner) -> dict[str, Array]:
-        """The outputs of a model on all samples."""
-        found: dict[str, list[Array]] = {}
-        for feed in feeds(self._model, self.samples.inputs, batch_size(self._model)):
-            for name, values in runner.run(feed).items():
-                found.setdefault(name, []).append(values if values.ndim else values[None])
-        return {name: np.concatenate(parts) for name, parts in found.items()}
+        return run([runner], self._model, self.samples.inputs)[0]
 
     def _understood(self, labels: Array | None, classes: bool) -> tuple[Array, Metric]:
         if labels is None:
@@ -226,6 +228,16 @@ class Judge:
         return targets, "psnr"
 
 
+def run(runners: Sequence[Runner], model: onnx.ModelProto, inputs: Samples) -> list[dict[str, Array]]:
+    """The outputs of models on all samples, batch by batch; `model` says how large a batch may be."""
+    found: list[dict[str, list[Array]]] = [{} for _ in runners]
+    for feed in feeds(model, inputs, batch_size(model)):
+        for runner, parts in zip(runners, found, strict=True):
+            for name, values in runner.run(feed).items():
+                parts.setdefault(name, []).append(values if values.ndim else values[None])
+    return [{name: np.concatenate(values) for name, values in parts.items()} for parts in found]
+
+
 def require_budget(judge: Judge) -> None:
     """Refuse a budget of accuracy where nothing measures it.
 
@@ -241,6 +253,15 @@ def require_budget(judge: Judge) -> None:
 
 def _are_classes(values: Array, count: int) -> bool:
     return values.ndim == 2 and values.shape[0] == count and values.shape[1] > 1 and values.dtype.kind == "f"
+
+
+def _in_top(scores: Floats, labels: Array) -> npt.NDArray[np.bool_]:
+    """Whether fewer than TOP classes come before the label; of equal ones the first does, as it does for argmax."""
+    own = np.take_along_axis(scores, labels[:, None], axis=1)
+    first = np.arange(scores.shape[1]) < labels[:, None]
+    before = (scores > own) | ((scores == own) & first)
+    found: npt.NDArray[np.bool_] = before.sum(axis=1) < TOP
+    return found
 
 
 def _log_probabilities(scores: Floats) -> Floats:

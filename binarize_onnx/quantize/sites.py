@@ -18,6 +18,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from binarize_onnx import io, pipeline, shapes
+from binarize_onnx.errors import ModelError
 from binarize_onnx.passes.base import Array, Context, along_axis, constant_value, split_operands, tidy
 from binarize_onnx.passes.fold_constants import FoldConstants
 from binarize_onnx.passes.layer_limits import explicit_pads, unsupported
@@ -135,7 +136,7 @@ def find(source: onnx.ModelProto, config: pipeline.Config | None = None) -> Netw
         config: how it is read (`input_shapes`, `map_ops`); what it says of choosing layers is for `Network.choose`.
 
     Raises:
-        ModelError: the model cannot be prepared.
+        ModelError: the model cannot be prepared, or the weights of a layer are not finite.
     """
     config = config or pipeline.Config()
     prepared, _ = pipeline.translate(source, config)
@@ -145,6 +146,7 @@ def find(source: onnx.ModelProto, config: pipeline.Config | None = None) -> Netw
     layers = {layer.name: layer for layer in pipeline.name_layers(context)}
     tidy(context.graph)
     FoldConstants(context).run()
+    _require_finite(context)
     sites: list[Site] = []
     left: dict[str, Reason] = {}
     edges = _edges(context)
@@ -163,6 +165,22 @@ def find(source: onnx.ModelProto, config: pipeline.Config | None = None) -> Netw
         if name not in left and all(site.name != name for site in sites):
             left[name] = Reason(layer.code, layer.reason)
     return Network(io.export_graph(context.graph, prepared, {}), tuple(sites), left)
+
+
+def _require_finite(context: Context) -> None:
+    """Refuse a network that answers NaN whatever it is asked: of the first layer whose constants make it so.
+
+    Raises:
+        ModelError: a weight, a bias or a parameter of a normalization is NaN or infinite.
+    """
+    for node in context.graph.nodes:
+        if node.domain or node.op not in (*LAYER_OPS, "BatchNormalization"):
+            continue
+        for tensor in node.inputs:
+            values = constant_value(tensor)
+            if values is not None and values.dtype.kind == "f" and not np.all(np.isfinite(values)):
+                words = f"`{tensor.name}` of {node.op} `{node.name or node.outputs[0].name}` holds NaN or infinity:"
+                raise ModelError(words, fix="nothing can be fitted behind it; mend the model's weights first.")
 
 
 def _binary_already(prepared: onnx.ModelProto, inferred: shapes.Shapes) -> set[str]:

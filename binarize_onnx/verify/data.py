@@ -105,6 +105,11 @@ def random_inputs(model: onnx.ModelProto, samples: int, fixed: Mapping[str, Sequ
 def require_fitting(model: onnx.ModelProto, inputs: Mapping[str, Rows]) -> None:
     """Refuse data that the model's inputs do not take, in words."""
     declared = caller_inputs(model)
+    if set(inputs) == {""}:
+        raise ModelError(
+            f"the data is one array without a name; the model takes {listed(declared)}.",
+            fix="Store all in an .npz file.",
+        )
     if set(inputs) != set(declared):
         raise ModelError(
             f"the data has {listed(inputs)}; the model takes {listed(declared)}.",
@@ -124,7 +129,17 @@ def require_fitting(model: onnx.ModelProto, inputs: Mapping[str, Rows]) -> None:
         )
         if not fits:
             wanted = ", ".join("any" if d is None else str(d) for d in shape)
-            raise ModelError(f"input `{name}` takes shape [{wanted}], the data is {list(values.shape)}.")
+            turned = len(shape) == values.ndim and sorted(values.shape[1:]) == sorted(d or 0 for d in shape[1:])
+            raise ModelError(
+                f"input `{name}` takes shape [{wanted}], the data is {list(values.shape)}.",
+                fix="Transpose it: the same sizes are there in another order." if turned else "",
+            )
+    first: dict[str, str] = {}  # input whose samples are counted by a symbol
+    for name, values in inputs.items():
+        other = first.setdefault(_count(declared[name]), name)
+        if _count(declared[name]) and values.shape[0] != inputs[other].shape[0]:
+            words = f"input `{name}` has {values.shape[0]} samples in the data, `{other}` has {inputs[other].shape[0]}."
+            raise ModelError(words, fix="Give as many of each.")
 
 
 def own_batches(model: onnx.ModelProto) -> set[int]:
@@ -173,6 +188,11 @@ def _declared(tensor_type: onnx.TypeProto.Tensor) -> tuple[int | None, ...] | No
     if not tensor_type.HasField("shape"):
         return None
     return tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor_type.shape.dim)
+
+
+def _count(tensor_type: onnx.TypeProto.Tensor) -> str:
+    """What the model calls the number of samples, where it leaves it open."""
+    return tensor_type.shape.dim[0].dim_param if tensor_type.shape.dim else ""
 
 
 def _dtype(name: str, tensor_type: onnx.TypeProto.Tensor) -> np.dtype[Any]:

@@ -136,6 +136,14 @@ Checked check_node(const Node& node, const CheckOptions& options) {
       out.computed = computed.ok;
       if (out.error.empty()) out.error = computed.error;
     }
+    if (out.computed && !faulty) {  // from what the first call left behind
+      std::vector<Tensor> repeated;
+      const Outcome again = kernel.compute(&repeated, 0x5a);
+      if (!again.ok && !out_of_memory(again)) fail(node, "a second call fails: '" + again.error + "'");
+      for (size_t o = 0; again.ok && o < outputs.size(); ++o)
+        if (node.wanted[o] && !same_values(outputs[o], repeated[o]))
+          fail(node, "output " + std::to_string(o) + " of a second call differs from that of the first");
+    }
     const int64_t bound = memory_bound(node, outputs);
     for (const int64_t peak : {inference.peak_bytes, kernel.created().peak_bytes, computed.peak_bytes})
       if (peak > bound) fail(node, "it held " + std::to_string(peak) + " bytes, the bound is " + std::to_string(bound));

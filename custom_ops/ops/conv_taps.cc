@@ -29,7 +29,7 @@ size_t run_of(const std::vector<TapRun>& runs, int64_t output) {
 
 }  // namespace
 
-ConvTaps::ConvTaps(Call& call, const ConvGeometry& geometry, int64_t chunk)
+ConvTaps::ConvTaps(const ConvGeometry& geometry, int64_t chunk)
     : geometry_(geometry), chunk_(chunk), row_runs_(tap_runs(geometry, 0)), column_runs_(tap_runs(geometry, 1)) {
   const ConvGeometry& g = geometry_;
   const auto count = [](const std::vector<TapRun>& runs) { return static_cast<int64_t>(runs.size()); };
@@ -45,10 +45,10 @@ ConvTaps::ConvTaps(Call& call, const ConvGeometry& geometry, int64_t chunk)
   // One piece of memory for all tables.
   const int64_t groups = chunks() * most_groups_, pairs = taps * pairs_of_tap, words = taps * words_of_tap;
   const auto bytes = [](size_t size, int64_t n) { return static_cast<int64_t>(size) * n; };
-  char* memory =
-      call.scratch<char>(bytes(sizeof(Class), classes) + bytes(sizeof(Group), groups) + bytes(sizeof(XnorPair), pairs) +
-                         bytes(sizeof(XnorWord), words) + bytes(sizeof(int32_t), 2 * g.pixels() + chunks()));
-  classes_ = reinterpret_cast<Class*>(memory);
+  memory_ = aligned_array<char>(bytes(sizeof(Class), classes) + bytes(sizeof(Group), groups) +
+                                bytes(sizeof(XnorPair), pairs) + bytes(sizeof(XnorWord), words) +
+                                bytes(sizeof(int32_t), 2 * g.pixels() + chunks()));
+  classes_ = reinterpret_cast<Class*>(memory_.get());
   groups_ = reinterpret_cast<Group*>(classes_ + classes);
   XnorPair* pair = reinterpret_cast<XnorPair*>(groups_ + groups);
   XnorWord* word = reinterpret_cast<XnorWord*>(pair + pairs);

@@ -35,8 +35,8 @@ struct TapRun {
 
 class ConvTaps {
  public:
-  // Pixels are done in chunks of `chunk`; the tables of each are there after fill().  All memory is the call's.
-  ConvTaps(Call& call, const ConvGeometry& geometry, int64_t chunk);
+  // Pixels are done in chunks of `chunk`; the tables of each are there after fill().
+  ConvTaps(const ConvGeometry& geometry, int64_t chunk);
 
   // A class is a run of rows times a run of columns, the columns running faster.
   const std::vector<TapRun>& row_runs() const { return row_runs_; }
@@ -85,6 +85,7 @@ class ConvTaps {
   ConvGeometry geometry_;
   int64_t chunk_, most_groups_;
   std::vector<TapRun> row_runs_, column_runs_;
+  AlignedArray<char> memory_;  // of all tables
   int32_t *row_offset_, *row_place_;
   Class* classes_;
   Group* groups_;         // [chunks][most_groups]

@@ -212,16 +212,20 @@ bool EpilogueCall::collapse_rows(int64_t rows) {
   return true;
 }
 
-void EpilogueCall::fill(EpilogueArgs& args, int64_t outer, int64_t row, int64_t lane) const {
+void EpilogueCall::fill(EpilogueArgs& args, int64_t outer, int64_t row, int64_t lane, const void* residual) const {
   args.terms = terms_;
   args.scale = scale_.operand(outer, row, lane);
   args.scale_term_stride = scale_term_stride_;
   args.gate = gate_.operand(outer, row, lane);
   args.bias = bias_.operand(outer, row, lane);
   args.slope_pre = slope_pre_.operand(outer, row, lane);
-  args.residual = residual_.operand(outer, 0, lane);
-  args.residual_half = residual_half_.at(outer, 0, lane);
-  if (args.residual_half) args.residual = {nullptr, residual_half_.row_stride, residual_half_.lane_stride};
+  if (residual_.data)
+    args.residual = {static_cast<const float*>(residual) + residual_.offset(outer, 0, lane), residual_.row_stride,
+                     residual_.lane_stride};
+  if (residual_half_.data) {
+    args.residual_half = static_cast<const uint16_t*>(residual) + residual_half_.offset(outer, 0, lane);
+    args.residual = {nullptr, residual_half_.row_stride, residual_half_.lane_stride};
+  }
   args.residual_first = row;
   args.residual_rows = residual_rows_;
   args.shift = shift_.operand(outer, row, lane);

@@ -84,8 +84,16 @@ class EpilogueCall {
   // Makes outer axes and rows one long row axis where every operand allows it.
   bool collapse_rows(int64_t rows);
 
-  // Operands at (outer, row, lane); the accumulators, outputs and counts are the caller's.
-  void fill(EpilogueArgs& args, int64_t outer, int64_t row, int64_t lane) const;
+  // Operands at (outer, row, lane); the accumulators, outputs and counts are the caller's.  `residual` is that of the
+  // call, or another tensor of the same shape where no operand of the call had to be expanded.
+  void fill(EpilogueArgs& args, int64_t outer, int64_t row, int64_t lane, const void* residual) const;
+  void fill(EpilogueArgs& args, int64_t outer, int64_t row, int64_t lane) const {
+    fill(args, outer, row, lane, residual());
+  }
+  // As it is read; null where it has no effect.
+  const void* residual() const {
+    return residual_.data ? static_cast<const void*>(residual_.data) : static_cast<const void*>(residual_half_.data);
+  }
   void fill(PackBitsArgs& args, int64_t outer, int64_t row, int64_t lane) const {
     thresholds_.fill(args, outer, row, lane);
   }

@@ -18,13 +18,15 @@ struct LaneView {
   int64_t outer_stride[kMaxAxes] = {}, outer_dim[kMaxAxes] = {};
 
   const T* at(int64_t outer, int64_t row, int64_t lane) const {
-    if (!data) return nullptr;
+    return data ? data + offset(outer, row, lane) : nullptr;
+  }
+  int64_t offset(int64_t outer, int64_t row, int64_t lane) const {
     int64_t offset = row * row_stride + lane * lane_stride;
-    for (int i = outer_rank - 1; i >= 0; --i) {
+    for (int i = outer_rank - 1; i >= 0 && outer != 0; --i) {  // mostly there is one image: divisions are slow
       offset += outer % outer_dim[i] * outer_stride[i];
       outer /= outer_dim[i];
     }
-    return data + offset;
+    return offset;
   }
   Operand<T> operand(int64_t outer, int64_t row, int64_t lane) const {
     return {at(outer, row, lane), row_stride, lane_stride};

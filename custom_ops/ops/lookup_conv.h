@@ -54,23 +54,21 @@ class LookupConv {
   void run(Call& call, const Images& images, int64_t scratch_words, const Finish& finish) const;
 
  private:
-  static constexpr int64_t kStackWords = 16384;
+  static constexpr int64_t kStackWords = 24576;
   // Whole tiles of the lookups and whole vectors of the epilogue, as kChunkPixels of XnorConv.
   static constexpr int64_t kChunkPixels = 112;
 
   // What the bands of a call have in common.
   struct Plan {
     const Images& images;
-    int64_t wave_rows, bands;      // rows of outputs done together; bands that they are cut in
-    int64_t columns;               // of the padded input
-    int64_t band_input_rows;       // of the largest band
-    int64_t group_bytes;           // of the tables of a band and group
-    uint8_t* tables;               // [bands]
-    int32_t *sums, *windows;       // [bands]
-    const uint8_t* border_tables;  // of one pixel of padding of a group
-    int32_t border_sum;
-    const int32_t* row_offset;  // [outputs of the largest band]
-    const int32_t* k_offset;    // [steps]
+    int64_t wave_rows, bands;  // rows of outputs done together; bands that they are cut in
+    int64_t columns;           // of the padded input
+    int64_t band_input_rows;   // of the largest band
+    int64_t group_bytes;       // of the tables of a band and group
+    uint8_t* tables;           // [bands]
+    int32_t *sums, *windows;   // [bands]
+    int32_t* row_offset;       // [outputs of the largest band]
+    int32_t* k_offset;         // [steps]
 
     int64_t band_bytes(int64_t group) const { return round_up(group * group_bytes + kLookupStep, 64); }
   };
@@ -102,9 +100,12 @@ class LookupConv {
   const LookupAccumulateKernel& kernel_;
   LookupConvLayout layout_;
   LookupFormat format_;
-  int64_t steps_;  // of all taps
-  int64_t unit_;   // blocks done together, so that their bases are an even number: the kernel takes two at a time
+  int64_t steps_;                  // of all taps
+  int64_t unit_;                   // blocks done together, whose bases are an even number
   AlignedArray<uint8_t> weights_;  // [group][units][the unit's blocks][block_bases()] as the kernel reads them
+  // Of one pixel of padding of a group; null: all zeros.
+  AlignedArray<uint8_t> border_tables_;
+  int32_t border_sum_ = 0;
 };
 
 template <class Finish>

@@ -16,7 +16,7 @@ LookupMatMul::LookupMatMul(const LookupAccumulateKernel& kernel, int64_t k, int6
       planes_(planes),
       bases_(bases),
       columns_(columns),
-      format_(kernel.format(static_cast<int32_t>(planes))),
+      format_(kernel.format(static_cast<int32_t>(planes), k, 1)),
       steps_(format_.steps(format_.tables(k))) {
   const int64_t block_bytes = steps_ * format_.step_weights();
   const int64_t bytes = checked_product(bases * blocks(), block_bytes, "the indices of the weights");
@@ -55,7 +55,7 @@ LookupMatMul::Rows LookupMatMul::allocate(Call& call, int64_t rows) const {
 
 void LookupMatMul::make_tables(const uint32_t* a, int64_t a_stride, int64_t first, int64_t count,
                                const Rows& rows) const {
-  kernel_.tables({a + first * a_stride, words(), 1, a_stride, k_, count, static_cast<int32_t>(planes_),
+  kernel_.tables({a + first * a_stride, words(), 1, a_stride, k_, count, static_cast<int32_t>(planes_), format_.group,
                   rows.tables + first * row_bytes(), rows.start + first});
   for (int64_t i = first; i < first + count; ++i) rows.start[i] = -rows.start[i];
 }
@@ -78,6 +78,7 @@ void LookupMatMul::accumulate(const Rows& rows, int64_t first, int64_t count, in
     args.blocks = std::min(kTileBlocks, blocks() - block);
     args.steps = static_cast<int32_t>(steps_);
     args.planes = static_cast<int32_t>(planes_);
+    args.group = format_.group;
     for (int64_t basis = 0; basis < bases_; ++basis) {
       args.w = weights_.get() + tile_begin(basis, block);
       args.acc = acc + basis * basis_stride + begin * acc_stride;

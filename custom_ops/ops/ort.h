@@ -128,6 +128,8 @@ class Call {
     return static_cast<T*>(scratch_bytes(static_cast<size_t>(count) * sizeof(T)));
   }
 
+  bool has_scratch() const { return !blocks_.empty(); }
+
   // body(i) for i in [0, count) on onnxruntime's own pool.  Exceptions are carried over.
   template <class Body>
   void parallel_for(int64_t count, const Body& body);

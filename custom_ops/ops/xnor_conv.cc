@@ -10,6 +10,7 @@
 #include "cpu/xnor_accumulate/xnor_accumulate.h"
 #include "ops/conv_taps.h"
 #include "ops/epilogue.h"
+#include "ops/kept_once.h"
 #include "ops/lookup_conv.h"
 #include "ops/ops.h"
 #include "ops/xnor_weights.h"
@@ -159,6 +160,9 @@ class XnorConv {
     }
     const ConvShapes known = check_conv(attributes_, shapes);
     epilogue_.emplace(constants_.data(), Layout::channels_first, attributes_.dtype);
+    only_activations_vary_ = true;
+    for (size_t i = 0; i < kXnorInputs; ++i)
+      only_activations_vary_ = only_activations_vary_ && (i == kP || i == kResidual || constants_[i].data);
     if (constants_[kW].data && constants_[kMask].data && known.bases > 0) {
       if (constants_[kCombine].data) combine_ = read_combine(constants_[kCombine], known.k);
       if (make_lookup(known, isas)) return;
@@ -194,50 +198,62 @@ class XnorConv {
   }
 
   void compute(Call& call) const {
-    Tensor in[kXnorInputs];
-    Shape shapes[kXnorInputs];
-    for (size_t i = 0; i < kXnorInputs; ++i) {
-      in[i] = constants_[i].data ? constants_[i] : call.input(i, kInputNames[i]);
-      shapes[i] = in[i].shape;
+    if (const Plan* plan = kept_.get()) {
+      const Tensor p = call.input(kP, "P");
+      const Tensor residual = constants_[kResidual].data ? constants_[kResidual] : call.input(kResidual, "residual");
+      if (plan->fits(p, residual)) {
+        const Outputs outputs = outputs_of(call, *plan, residual.data);
+        return plan->taps ? count(call, p, Job(outputs, *layout_, weights_, *plan)) : look_up(call, p, outputs);
+      }
     }
-    for (size_t i : {+kP, +kW, size_t{kMask}}) expect_type(in[i], kInputNames[i], ORT_UINT32);
-    const ConvShapes s = check_conv(attributes_, shapes);
-    void* y = call.output(0, s.y);
-    uint32_t* q = static_cast<uint32_t*>(call.output(1, s.q));
-    if (!y && !q) return;
-
-    std::optional<Combine> run_time_combine;
-    if (!combine_) run_time_combine = read_combine(in[kCombine], s.k);
-    const Combine& combine = combine_ ? *combine_ : *run_time_combine;
-    const EpilogueCall epilogue(call, *epilogue_, in, s.y);
-    const Outputs outputs{s, combine, epilogue, y, q};
-    const LookupConv::Images images{in[kP].as<uint32_t>(), s.y.dim[0], in[kP].shape.dim[2],
-                                    in[kP].shape.dim[3],   s.y.dim[2], s.y.dim[3]};
-    if (lookup_ && lookup_->fits(images)) return look_up(call, images, outputs);
-    XnorWeights weights = weights_;
-    XnorWeightsLayout layout;
-    if (layout_) {
-      layout = *layout_;
-    } else {
-      layout = weights_layout(s, in);
-      weights = XnorWeights(layout, call.scratch<uint32_t>(layout.buffer_words()));
-      call.parallel_for(layout.blocks, [&](int64_t block) { fill_weights(s, in, layout, weights, block); });
-    }
-    Job job{outputs, layout, weights};
-    job.counts_to_bits = counts_suffice(job);
-    const Tiling tiling(*this, job);
-    const ConvTaps taps(call, geometry(in[kP].shape, job), tiling.chunk);
-    job.taps = &taps;
-    prepare(call, in[kP], job);
-    run(call, job, tiling);
+    compute_anew(call);
   }
 
  private:
+  // How a call is cut up: for each image and block of 32 output channels, runs of chunks of pixels.
+  struct Tiling {
+    int64_t chunk = 0, splits = 0;
+    int64_t block_tasks = 0;
+    int64_t heap_words = 0;  // accumulators that the stack does not hold
+  };
+
+  // What follows from the shapes and from what is constant.  The first plan of a kernel is kept for later calls where
+  // it depends on nothing else: a node of a network always has the same shapes, and its work may be a few microseconds.
+  struct Plan {
+    Plan(Call& call, const XnorConv& conv, const Tensor* in)
+        : p(in[kP]),
+          residual(in[kResidual]),
+          s(conv.check(in)),
+          run_time_combine(conv.combine_ ? Combine{} : read_combine(in[kCombine], s.k)),
+          combine(conv.combine_ ? *conv.combine_ : run_time_combine),
+          epilogue(call, *conv.epilogue_, in, s.y) {}
+
+    bool fits(const Tensor& other_p, const Tensor& other_residual) const {
+      const auto same = [](const Tensor& a, const Tensor& b) { return a.type == b.type && a.shape == b.shape; };
+      return same(p, other_p) && same(residual, other_residual);
+    }
+
+    const Tensor p, residual;  // of the call it was made for: their data is gone
+    const ConvShapes s;
+    const Combine run_time_combine;
+    const Combine& combine;
+    const EpilogueCall epilogue;
+
+    // Where nothing is looked up:
+    Tiling tiling;
+    std::optional<ConvTaps> taps;
+    AlignedArray<int32_t> base;  // [blocks][classes][32]; null: what counting starts from is with the weights
+    // Bits straight from the counts: a set bit is base >= count, where base holds (base - threshold) / 2^shift.
+    bool counts_to_bits = false;
+    AlignedArray<uint32_t> flips;  // [blocks]
+  };
+
   // What becomes of the accumulators.
   struct Outputs {
     const ConvShapes& s;
     const Combine& combine;
     const EpilogueCall& epilogue;
+    const void* residual;
     void* y;
     uint32_t* q;
 
@@ -247,14 +263,52 @@ class XnorConv {
   struct Job : Outputs {
     const XnorWeightsLayout& layout;
     const XnorWeights& weights;
-    const ConvTaps* taps = nullptr;
+    const Plan& plan;
     const uint32_t* x = nullptr;  // activations, [N][planes][plane_words][plane]
     int64_t plane_words = 0, group_stride = 0, plane = 0;
-    const int32_t* base = nullptr;  // [blocks][classes][32]
-    // Bits straight from the counts: a set bit is base >= count, where base holds (base - threshold) / 2^shift.
-    bool counts_to_bits = false;
-    uint32_t* flips = nullptr;  // [blocks]
+
+    Job(const Outputs& outputs, const XnorWeightsLayout& layout, const XnorWeights& weights, const Plan& plan)
+        : Outputs(outputs), layout(layout), weights(weights), plan(plan) {}
   };
+
+  ConvShapes check(const Tensor* in) const {
+    Shape shapes[kXnorInputs];
+    for (size_t i = 0; i < kXnorInputs; ++i) shapes[i] = in[i].shape;
+    for (size_t i : {+kP, +kW, size_t{kMask}}) expect_type(in[i], kInputNames[i], ORT_UINT32);
+    return check_conv(attributes_, shapes);
+  }
+
+  Outputs outputs_of(Call& call, const Plan& plan, const void* residual) const {
+    void* y = call.output(0, plan.s.y);
+    return {plan.s, plan.combine, plan.epilogue, residual, y, static_cast<uint32_t*>(call.output(1, plan.s.q))};
+  }
+
+  void compute_anew(Call& call) const {
+    Tensor in[kXnorInputs];
+    for (size_t i = 0; i < kXnorInputs; ++i) in[i] = constants_[i].data ? constants_[i] : call.input(i, kInputNames[i]);
+    std::unique_ptr<Plan> plan = std::make_unique<Plan>(call, *this, in);
+    // Operands that had to be expanded are in the memory of this call.
+    const bool keeps = only_activations_vary_ && !call.has_scratch();
+    const Outputs outputs = outputs_of(call, *plan, plan->epilogue.residual());
+    if (!outputs.y && !outputs.q) return;
+    if (lookup_ && lookup_->fits(images(in[kP], outputs.s))) {
+      look_up(call, in[kP], outputs);
+    } else {
+      XnorWeights weights = weights_;
+      XnorWeightsLayout layout;
+      if (layout_) {
+        layout = *layout_;
+      } else {
+        layout = weights_layout(outputs.s, in);
+        weights = XnorWeights(layout, call.scratch<uint32_t>(layout.buffer_words()));
+        call.parallel_for(layout.blocks, [&](int64_t block) { fill_weights(outputs.s, in, layout, weights, block); });
+      }
+      const Job job(outputs, layout, weights, *plan);
+      make_tables(call, in[kP], job, *plan);
+      count(call, in[kP], job);
+    }
+    if (keeps) kept_.keep(std::move(plan));
+  }
 
   // Whether a group's channels do not start at a word of the densely packed input.
   bool moves_bits() const { return attributes_.group > 1 && attributes_.group_channels() % kWordBits != 0; }
@@ -294,12 +348,17 @@ class XnorConv {
     return true;
   }
 
-  void look_up(Call& call, const LookupConv::Images& images, const Outputs& outputs) const {
+  static LookupConv::Images images(const Tensor& p, const ConvShapes& s) {
+    return {p.as<uint32_t>(), s.y.dim[0], p.shape.dim[2], p.shape.dim[3], s.y.dim[2], s.y.dim[3]};
+  }
+
+  void look_up(Call& call, const Tensor& p, const Outputs& outputs) const {
     float* whole_v = whole_values(call, outputs);
-    lookup_->run(call, images, kWordBits * outputs.s.bases, [&](const LookupConv::Accumulators& of, int32_t* scratch) {
-      finish_chunk(outputs, of.image, of.block, of.pixel, of.count, of.chunk, of.acc, of.basis_stride, scratch,
-                   whole_v);
-    });
+    lookup_->run(call, images(p, outputs.s), kWordBits * outputs.s.bases,
+                 [&](const LookupConv::Accumulators& of, int32_t* scratch) {
+                   finish_chunk(outputs, of.image, of.block, of.pixel, of.count, of.chunk, of.acc, of.basis_stride,
+                                scratch, whole_v);
+                 });
     if (whole_v) pack_whole(call, outputs, whole_v);
   }
 
@@ -348,52 +407,60 @@ class XnorConv {
     return out;
   }
 
-  // Activations in the order the kernel reads them, the tables of pixels, and what counting starts from.
-  void prepare(Call& call, const Tensor& p, Job& job) const {
+  // How the work is cut up, the tables of pixels, and what counting starts from.
+  void make_tables(Call& call, const Tensor& p, const Job& job, Plan& plan) const {
+    plan.counts_to_bits = counts_suffice(job);
+    plan.tiling = tiling(job);
+    plan.taps.emplace(geometry(p.shape, job), plan.tiling.chunk);
+    const bool own_bases = job.layout.padded || plan.counts_to_bits;
+    const int64_t block_bases = checked_product(plan.taps->classes(), kWordBits, "the border classes");
+    const int64_t blocks = own_bases ? job.layout.blocks : 0;
+    if (own_bases) plan.base = aligned_array<int32_t>(checked_product(blocks, block_bases, "the border classes"));
+    if (plan.counts_to_bits) plan.flips = aligned_array<uint32_t>(blocks);
+    const int64_t chunks = plan.taps->chunks();
+    share_out(call, chunks + blocks, 2 * job.pixels() + blocks * block_bases, [&](int64_t item) {
+      if (item < chunks)
+        plan.taps->fill(item);
+      else
+        class_bases(job, item - chunks, plan.base.get() + (item - chunks) * block_bases);
+    });
+  }
+
+  // Many small pieces of work that write `words` words in all, as tasks that are worth it.
+  template <class Body>
+  static void share_out(Call& call, int64_t items, int64_t words, const Body& body) {
+    constexpr int64_t kTaskWords = 1 << 12;  // about a microsecond
+    const int64_t tasks = std::min(items, words / kTaskWords + 1);
+    call.parallel_for(tasks, [&](int64_t task) {
+      for (int64_t item = items * task / tasks; item < items * (task + 1) / tasks; ++item) body(item);
+    });
+  }
+
+  // The activations in the order the kernel reads them; then everything that is counted.
+  void count(Call& call, const Tensor& p, Job job) const {
+    // To ask onnxruntime for memory takes 0.3 us, a twentieth of what a small layer takes.
+    alignas(64) uint32_t small_copy[kSmallCopy];
     const int64_t words = this->words(), group_words = job.layout.words();
     job.plane = p.shape.dim[2] * p.shape.dim[3];
     job.plane_words = moves_bits() ? attributes_.group * group_words : words;
     job.group_stride = group_words;
-    const int64_t planes = p.shape.dim[0] * job.s.planes * job.plane_words;
+    job.x = p.as<uint32_t>();
     // A copy clears the lanes past the last channel too: should a file set them, all instruction sets still agree.
-    const bool copied = moves_bits() || job.layout.paired || attributes_.channels % kWordBits != 0;
-    uint32_t* copy =
-        copied ? call.scratch<uint32_t>(checked_product(planes, job.plane, "the copied activations")) : nullptr;
-    job.x = copied ? copy : p.as<uint32_t>();
-
-    const int64_t pair = job.layout.paired ? 2 : 1;  // words of a group that are copied together
-    const int64_t pairs_of_group = ceil_div(group_words, pair);
-    const int64_t copies = copied ? planes / group_words * pairs_of_group : 0;
-    const auto copy_words = [&](int64_t item) {
-      const int64_t in_group = item % pairs_of_group * pair, first = item / pairs_of_group * group_words + in_group;
-      uint32_t* out = copy + first * job.plane;
-      copy_plane(p.as<uint32_t>(), first, job, nullptr, out);
-      if (pair == 2 && in_group + 1 < group_words) copy_plane(p.as<uint32_t>(), first + 1, job, out, out + job.plane);
-    };
-
-    const bool own_bases = job.layout.padded || job.counts_to_bits;
-    const int64_t block_bases = checked_product(job.taps->classes(), kWordBits, "the border classes");
-    int32_t* base = own_bases
-                        ? call.scratch<int32_t>(checked_product(job.layout.blocks, block_bases, "the border classes"))
-                        : job.weights.base;
-    job.base = base;
-    if (job.counts_to_bits) job.flips = call.scratch<uint32_t>(job.layout.blocks);
-
-    // Many small pieces of work, shared out by what they write.
-    const int64_t chunks = job.taps->chunks(), bases = own_bases ? job.layout.blocks : 0;
-    const int64_t items = chunks + copies + bases;
-    constexpr int64_t kTaskWords = 1 << 12;  // about a microsecond
-    const int64_t written = 2 * job.pixels() + copies * pair * job.plane + bases * block_bases;
-    const int64_t tasks = std::min(items, written / kTaskWords + 1);
-    call.parallel_for(tasks, [&](int64_t task) {
-      for (int64_t item = items * task / tasks; item < items * (task + 1) / tasks; ++item)
-        if (item < chunks)
-          job.taps->fill(item);
-        else if (item < chunks + copies)
-          copy_words(item - chunks);
-        else
-          class_bases(job, item - chunks - copies, base + (item - chunks - copies) * block_bases);
-    });
+    if (moves_bits() || job.layout.paired || attributes_.channels % kWordBits != 0) {
+      const int64_t planes = p.shape.dim[0] * job.s.planes * job.plane_words;
+      const int64_t size = checked_product(planes, job.plane, "the copied activations");
+      uint32_t* copy = size <= kSmallCopy ? small_copy : call.scratch<uint32_t>(size);
+      job.x = copy;
+      const int64_t pair = job.layout.paired ? 2 : 1;  // words of a group that are copied together
+      const int64_t pairs_of_group = ceil_div(group_words, pair);
+      share_out(call, planes / group_words * pairs_of_group, size, [&](int64_t item) {
+        const int64_t in_group = item % pairs_of_group * pair, first = item / pairs_of_group * group_words + in_group;
+        uint32_t* out = copy + first * job.plane;
+        copy_plane(p.as<uint32_t>(), first, job, nullptr, out);
+        if (pair == 2 && in_group + 1 < group_words) copy_plane(p.as<uint32_t>(), first + 1, job, out, out + job.plane);
+      });
+    }
+    run(call, job);
   }
 
   // One plane of words; for a group that does not start at a word, its bits moved to do so.  Of a pair the second is
@@ -430,13 +497,13 @@ class XnorConv {
   void class_bases(const Job& job, int64_t block, int32_t* __restrict base) const {
     int32_t from[kWordBits];
     std::copy_n(job.weights.base + block * kWordBits, kWordBits, from);
-    if (job.counts_to_bits) {
+    if (job.plan.counts_to_bits) {
       const IntegerThresholds thresholds =
           integer_thresholds(job, 0, channel_of(job.s, block), channels_of(job.s, block));
-      job.flips[block] = thresholds.flip;
+      job.plan.flips[block] = thresholds.flip;
       for (int lane = 0; lane < kWordBits; ++lane) from[lane] -= thresholds.of[lane];
     }
-    const int32_t shift = job.counts_to_bits ? this->shift() : 0;
+    const int32_t shift = job.plan.counts_to_bits ? this->shift() : 0;
     if (!job.layout.padded) {
       for (int lane = 0; lane < kWordBits; ++lane) base[lane] = from[lane] >> shift;
       return;
@@ -445,8 +512,8 @@ class XnorConv {
     const int32_t* corners = job.weights.corners + block * job.layout.corners() * kWordBits;
     const int32_t* all = corners + job.s.kernel[0] * row + job.s.kernel[1] * kWordBits;
     for (int lane = 0; lane < kWordBits; ++lane) from[lane] -= all[lane];
-    for (const TapRun& v : job.taps->row_runs())
-      for (const TapRun& h : job.taps->column_runs()) {
+    for (const TapRun& v : job.plan.taps->row_runs())
+      for (const TapRun& h : job.plan.taps->column_runs()) {
         const int32_t* bottom_right = corners + v.tap_end * row + h.tap_end * kWordBits;
         const int32_t* top_right = corners + v.tap_begin * row + h.tap_end * kWordBits;
         const int32_t* bottom_left = corners + v.tap_end * row + h.tap_begin * kWordBits;
@@ -463,35 +530,33 @@ class XnorConv {
   static constexpr int64_t kChunkPixels = 112;
   static constexpr int64_t kStackWords = 16384;
 
-  // How a call is cut up: for each image and block of 32 output channels, runs of chunks of pixels.
-  struct Tiling {
-    int64_t chunk, splits;
-    int64_t block_tasks;
-    int64_t heap_words = 0;  // accumulators that the stack does not hold
+  static constexpr int64_t kSmallCopy = 8192;
 
-    Tiling(const XnorConv& conv, const Job& job) {
-      const ConvShapes& s = job.s;
-      const int64_t pixels = job.pixels();
-      const int64_t in_terms = s.planes * s.bases, out_terms = job.combine.outputs * s.bases;
-      const int64_t pixel_words = checked_product(kWordBits, in_terms + 2 * out_terms, "the accumulators of one pixel");
-      const int64_t fitting = kStackWords / pixel_words / 16 * 16;
-      chunk = std::min(std::max<int64_t>(fitting, 16), std::min(kChunkPixels, round_up(pixels, 16)));
-      // Enough tasks to share out evenly; the channel block is outermost so that its weights stay in the cache.
-      constexpr int64_t kTasks = 16;
-      block_tasks = s.y.dim[0] * conv.attributes_.group * s.group_blocks;
-      splits = std::min(ceil_div(pixels, chunk), ceil_div(kTasks, block_tasks));
-      if (job.counts_to_bits) {  // no accumulators
-        chunk = ceil_div(pixels, splits);
-        splits = ceil_div(pixels, chunk);
-      } else if (fitting < 16) {
-        heap_words = pixel_words * chunk;
-      }
+  Tiling tiling(const Job& job) const {
+    const ConvShapes& s = job.s;
+    Tiling out;
+    const int64_t pixels = job.pixels();
+    const int64_t in_terms = s.planes * s.bases, out_terms = job.combine.outputs * s.bases;
+    const int64_t pixel_words = checked_product(kWordBits, in_terms + 2 * out_terms, "the accumulators of one pixel");
+    const int64_t fitting = kStackWords / pixel_words / 16 * 16;
+    out.chunk = std::min(std::max<int64_t>(fitting, 16), std::min(kChunkPixels, round_up(pixels, 16)));
+    // Enough tasks to share out evenly; the channel block is outermost so that its weights stay in the cache.
+    constexpr int64_t kTasks = 16;
+    out.block_tasks = s.y.dim[0] * attributes_.group * s.group_blocks;
+    out.splits = std::min(ceil_div(pixels, out.chunk), ceil_div(kTasks, out.block_tasks));
+    if (job.plan.counts_to_bits) {  // no accumulators
+      out.chunk = ceil_div(pixels, out.splits);
+      out.splits = ceil_div(pixels, out.chunk);
+    } else if (fitting < 16) {
+      out.heap_words = pixel_words * out.chunk;
     }
-  };
+    return out;
+  }
 
-  void run(Call& call, const Job& job, const Tiling& tiling) const {
+  void run(Call& call, const Job& job) const {
+    const Tiling& tiling = job.plan.tiling;
     float* whole_v = whole_values(call, job);
-    const int64_t chunks = job.taps->chunks(), splits = tiling.splits;
+    const int64_t chunks = job.plan.taps->chunks(), splits = tiling.splits;
     call.parallel_for(tiling.block_tasks * splits, [&](int64_t item) {
       alignas(64) int32_t stack[kStackWords];
       AlignedArray<int32_t> heap;
@@ -499,7 +564,7 @@ class XnorConv {
       int32_t* scratch = heap ? heap.get() : stack;
       const int64_t split = item % splits, block = item / splits;
       for (int64_t c = chunks * split / splits; c < chunks * (split + 1) / splits; ++c)
-        run_chunk(job, block, c, tiling.chunk, scratch, whole_v);
+        run_chunk(job, block, c, scratch, whole_v);
     });
     if (whole_v) pack_whole(call, job, whole_v);
   }
@@ -511,16 +576,16 @@ class XnorConv {
                                                     : call.scratch<float>(element_count(out.s.y, "output Y"));
   }
 
-  void run_chunk(const Job& job, int64_t block_of_batch, int64_t index, int64_t chunk, int32_t* scratch,
-                 float* whole_v) const {
+  void run_chunk(const Job& job, int64_t block_of_batch, int64_t index, int32_t* scratch, float* whole_v) const {
     const ConvShapes& s = job.s;
+    const ConvTaps& taps = *job.plan.taps;
     const int64_t blocks = attributes_.group * s.group_blocks;
     const int64_t n = block_of_batch / blocks, block = block_of_batch % blocks;
-    const int64_t pixel = index * chunk, count = job.taps->pixels_of(index);
-    if (job.counts_to_bits) {
-      XnorBitsArgs args{accumulation(job, n, 0, 0, block), job.flips[block], valid_lanes(channels_of(s, block), 0),
+    const int64_t chunk = job.plan.tiling.chunk, pixel = index * chunk, count = taps.pixels_of(index);
+    if (job.plan.counts_to_bits) {
+      XnorBitsArgs args{accumulation(job, n, 0, 0, block), job.plan.flips[block], valid_lanes(channels_of(s, block), 0),
                         words_of(job, n, block, pixel)};
-      return job.taps->for_each_class(index, args.in, [&] { xnor_.bits(args); });
+      return taps.for_each_class(index, args.in, [&] { xnor_.bits(args); });
     }
 
     const int64_t size = chunk * kWordBits;
@@ -531,7 +596,7 @@ class XnorConv {
         XnorAccumulateArgs args = accumulation(job, n, p, m, block);
         args.acc = acc + (p * s.bases + m) * size;
         args.acc_stride = kWordBits;
-        job.taps->for_each_class(index, args, [&] { xnor_.accumulate(args); });
+        taps.for_each_class(index, args, [&] { xnor_.accumulate(args); });
       }
     if (!job.combine.identity) {
       xnor_.combine({acc, scratch, job.combine.matrix.data(), job.combine.outputs, s.planes, s.bases, size});
@@ -558,7 +623,7 @@ class XnorConv {
 
     int32_t* turned = scratch;
     EpilogueArgs args{};
-    job.epilogue.fill(args, n, channel, pixel);
+    job.epilogue.fill(args, n, channel, pixel, job.residual);
     args.rows = channels;
     args.lanes = count;
     args.acc = acc;
@@ -589,8 +654,9 @@ class XnorConv {
     args.x = job.x + ((n * job.s.planes + p) * job.plane_words + group * job.group_stride) * job.plane;
     args.w = job.weights.words + filters * job.layout.k_words() * kWordBits;
     if (job.layout.masked) args.mask = job.weights.mask + filters * job.layout.k_words() * kWordBits;
-    args.base = job.base + filters * job.taps->classes() * kWordBits;
-    args.shift = job.counts_to_bits ? 0 : shift();
+    args.base = job.plan.base ? job.plan.base.get() + filters * job.plan.taps->classes() * kWordBits
+                              : job.weights.base + filters * kWordBits;
+    args.shift = job.plan.counts_to_bits ? 0 : shift();
     return args;
   }
 
@@ -675,7 +741,9 @@ class XnorConv {
   std::optional<XnorWeightsLayout> layout_;  // where W and mask are constant
   AlignedArray<uint32_t> buffer_;
   XnorWeights weights_;
-  std::optional<LookupConv> lookup_;  // instead of these
+  std::optional<LookupConv> lookup_;    // instead of these
+  bool only_activations_vary_ = false;  // from call to call: P and residual
+  KeptOnce<Plan> kept_;
 };
 
 }  // namespace

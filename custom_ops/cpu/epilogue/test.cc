@@ -205,7 +205,7 @@ int main() {
   Random random;
   run_half();
   for (int64_t lanes : {1, 15, 16, 17, 49, 64, 65, 112, 300})
-    for (int64_t terms : {1, 3})
+    for (int64_t terms : {1, 2, 3})
       for (bool half : {false, true})
         for (unsigned per_lane : {kNone, kAll}) {
           run(5, lanes, terms, 0, half, per_lane, random);
@@ -218,8 +218,9 @@ int main() {
         for (bool half : {false, true}) run(rows, lanes, terms, kAll, half, lanes == 49 ? kAll : kNone, random);
   // What a convolution has mostly, in every choice of steps; and what is not quite that.
   for (unsigned steps = 0; steps <= kAll; ++steps)
-    for (int64_t lanes : {1, 16, 49}) run(steps % 2 ? 32 : 8, lanes, 1, steps, false, kOfChannels, random);
-  run(32, 49, 2, kAll, false, kOfChannels, random);
+    for (int64_t lanes : {1, 16, 49})
+      for (int64_t terms : {1, 2}) run(steps % 2 ? 32 : 8, lanes, terms, steps, false, kOfChannels, random);
+  run(32, 49, 3, kAll, false, kOfChannels, random);
   for (int step = 0; step < kSteps; ++step) run(32, 49, 1, kAll, false, kOfChannels ^ 1u << step, random);
   return report("epilogue");
 }

@@ -1,7 +1,8 @@
-// The usual epilogue of accumulators that are to be turned: one term, steps that have one value a row, a residual in
-// float32, one output.  Four rows at a time keep what their steps multiply by and add in registers, from the first lane
-// to the last, and their bits are packed before they leave.  `epilogue_bench`, six steps and bits: 721 ns; sixteen rows
-// at a time, which must read the operands again for each vector, and packing what was written: 961 ns.
+// The usual epilogue of accumulators that are to be turned: one term, or two without gate and first slope, steps that
+// have one value a row, a residual in float32, one output.  Four rows at a time keep what their steps multiply by and
+// add in registers, from the first lane to the last, and their bits are packed before they leave.  `epilogue_bench`,
+// six steps and bits: 721 ns; sixteen rows at a time, which must read the operands again for each vector, and packing
+// what was written: 961 ns.
 #pragma once
 
 #include "cpu/epilogue/x86_avx512_strip.h"
@@ -46,7 +47,8 @@ BINARIZE_INLINE inline void turn_four(const int32_t* from, __m512i (&to)[kTogeth
 inline bool one_value_a_row(const Operand<float>& operand) { return !operand.data || operand.lane_stride == 0; }
 
 inline bool usual_steps(const EpilogueArgs& args) {
-  return args.rows % kTogether == 0 && args.terms == 1 && !args.residual_half && !args.round_to_half &&
+  const bool usual_terms = args.terms == 1 || (args.terms == 2 && !args.gate.data && !args.slope_pre.data);
+  return args.rows % kTogether == 0 && usual_terms && !args.residual_half && !args.round_to_half &&
          (!args.y || !args.v) && (!args.residual.data || args.residual.lane_stride == 1) &&
          one_value_a_row(args.scale) && one_value_a_row(args.gate) && one_value_a_row(args.bias) &&
          one_value_a_row(args.slope_pre) && one_value_a_row(args.shift) && one_value_a_row(args.slope) &&
@@ -69,9 +71,12 @@ struct FourValues {
 
 // Four rows, all lanes.  Steps that usually come together are carried out together: scale and bias; shift, slope and
 // offset.  One of them that is not wanted multiplies by 1 or adds -0.0, which changes nothing.
-template <bool gates, bool activates_first, bool has_residual, bool activates, bool packs>
+template <bool two_terms, bool gates, bool activates_first, bool has_residual, bool activates, bool packs>
 BINARIZE_INLINE inline void run_four_rows(const EpilogueArgs& args, const PackBitsArgs* pack, int64_t row) {
-  const FourValues scale(args.scale, row), gate(args.gate, row), bias(args.bias, row), slope_pre(args.slope_pre, row);
+  Operand<float> second_scale = args.scale;
+  second_scale.data += two_terms ? args.scale_term_stride : 0;
+  const FourValues scale(args.scale, row), scale_2(second_scale, row), gate(args.gate, row), bias(args.bias, row),
+      slope_pre(args.slope_pre, row);
   const FourValues shift(args.shift, row), slope(args.slope, row), offset(args.offset, row);
 
   const float* residual[kTogether] = {};
@@ -121,6 +126,11 @@ BINARIZE_INLINE inline void run_four_rows(const EpilogueArgs& args, const PackBi
     };
     each([&](__m512, int r) BINARIZE_INLINE { return _mm512_cvtepi32_ps(acc[r]); });
     multiply(scale);
+    if (two_terms) {
+      turn_four(args.acc + args.acc_term_stride + lane * kWordBits + row, acc);
+      each([&](__m512 z, int r)
+               BINARIZE_INLINE { return _mm512_add_ps(z, _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r]), scale_2.of[r])); });
+    }
     if (gates) multiply(gate);
     add(bias);
     if (activates_first) activate(slope_pre);
@@ -172,6 +182,7 @@ inline void run_usual(const EpilogueArgs& wanted, const PackBitsArgs* pack) {
   };
   EpilogueArgs args = wanted;
   args.scale = or_neutral(wanted.scale, one);
+  if (!wanted.scale.data) args.scale_term_stride = 0;
   args.gate = or_neutral(wanted.gate, one);
   args.bias = or_neutral(wanted.bias, minus_zero);
   args.slope_pre = or_neutral(wanted.slope_pre, one);
@@ -179,12 +190,15 @@ inline void run_usual(const EpilogueArgs& wanted, const PackBitsArgs* pack) {
   args.slope = or_neutral(wanted.slope, one);
   args.offset = or_neutral(wanted.offset, minus_zero);
   choose(
-      [&](auto gates, auto activates_first, auto has_residual, auto activates, auto packs) {
-        for (int64_t row = 0; row < args.rows; row += kTogether)
-          run_four_rows<decltype(gates)::value, decltype(activates_first)::value, decltype(has_residual)::value,
-                        decltype(activates)::value, decltype(packs)::value>(args, pack, row);
+      [&](auto two_terms, auto gates, auto activates_first, auto has_residual, auto activates, auto packs) {
+        constexpr bool two = decltype(two_terms)::value, gate = decltype(gates)::value;
+        constexpr bool first = decltype(activates_first)::value;
+        if constexpr (!two || (!gate && !first))
+          for (int64_t row = 0; row < args.rows; row += kTogether)
+            run_four_rows<two, gate, first, decltype(has_residual)::value, decltype(activates)::value,
+                          decltype(packs)::value>(args, pack, row);
       },
-      wanted.gate.data != nullptr, wanted.slope_pre.data != nullptr, wanted.residual.data != nullptr,
+      wanted.terms == 2, wanted.gate.data != nullptr, wanted.slope_pre.data != nullptr, wanted.residual.data != nullptr,
       wanted.shift.data || wanted.slope.data || wanted.offset.data, pack != nullptr);
 }
 

@@ -31,6 +31,7 @@ struct LookupTablesArgs {
   int64_t channels;                                 // at most kMaxLookupChannels; bits past them are clear
   int64_t pixels;
   int32_t planes;
+  int32_t group;    // LookupFormat::group of the tables
   uint8_t* tables;  // [pixels][LookupFormat::pixel_bytes]
   int32_t* sums;    // [pixels]: of the activations
 };
@@ -46,6 +47,7 @@ struct LookupAccumulateArgs {
   int64_t rows, blocks;
   int32_t steps;
   int32_t planes;
+  int32_t group;  // LookupFormat::group of the tables
 
   // Where a block's weights begin and how far apart those of its steps are, where `step` bytes are the weights of one.
   inline __attribute__((always_inline)) int64_t weights_begin(int64_t block, int64_t step) const {
@@ -56,7 +58,7 @@ struct LookupAccumulateArgs {
   }
 };
 
-// How a variant lays out tables and indices, which depends on how many planes there are.
+// How a variant lays out tables and indices.
 struct LookupFormat {
   int32_t group;  // channels of a table: 4 or 5
   // The index bytes of a step and a block.
@@ -97,15 +99,16 @@ void fill_lookup_weights(const LookupFormat& format, const LookupWeightsArgs& ar
 struct LookupAccumulateKernel {
   const char* name;
   Isa isa;
-  LookupFormat (*format)(int32_t planes);
+  // For products over `taps` pixels of so many channels.
+  LookupFormat (*format)(int32_t planes, int64_t channels, int64_t taps);
   void (*tables)(const LookupTablesArgs&);
   void (*accumulate)(const LookupAccumulateArgs&);
 };
 
 #if defined(__x86_64__)
-#define LOOKUP_ACCUMULATE_KERNEL(name, isa)           \
-  LookupFormat lookup_format_##name(int32_t planes);  \
-  void lookup_tables_##name(const LookupTablesArgs&); \
+#define LOOKUP_ACCUMULATE_KERNEL(name, isa)                                          \
+  LookupFormat lookup_format_##name(int32_t planes, int64_t channels, int64_t taps); \
+  void lookup_tables_##name(const LookupTablesArgs&);                                \
   void lookup_accumulate_##name(const LookupAccumulateArgs&);
 #include "cpu/lookup_accumulate/kernels.inc"
 #undef LOOKUP_ACCUMULATE_KERNEL

@@ -65,8 +65,9 @@ void run(const Case& c, Random& random) {
   const std::string what = ": planes " + std::to_string(c.planes) + ", channels " + std::to_string(c.channels) +
                            ", taps " + std::to_string(c.taps) + ", rows " + std::to_string(c.rows) + ", blocks " +
                            std::to_string(c.blocks) + (c.extreme ? ", extreme" : "");
-  for_each_runnable(kLookupAccumulateKernels, [&](const LookupAccumulateKernel& kernel, const std::string& name) {
-    const LookupFormat format = kernel.format(c.planes);
+  const auto look_up = [&](const LookupAccumulateKernel& kernel, const LookupFormat& format,
+                           const std::string& variant) {
+    const std::string name = variant + ", groups of " + std::to_string(format.group);
     const int64_t pixel_bytes = format.pixel_bytes(c.channels);
     // Behind the tables: what steps may read, and nothing may write.
     std::vector<uint8_t> behind(kLookupStep, 0xa5);
@@ -74,8 +75,8 @@ void run(const Case& c, Random& random) {
     std::vector<uint8_t> tables(static_cast<size_t>(pixels * pixel_bytes), 0xa5);
     tables.insert(tables.end(), behind.begin(), behind.end());
     std::vector<int32_t> own_sums(static_cast<size_t>(pixels));
-    kernel.tables({x.data(), plane_stride, word_stride, pixel_stride, c.channels, pixels, c.planes, tables.data(),
-                   own_sums.data()});
+    kernel.tables({x.data(), plane_stride, word_stride, pixel_stride, c.channels, pixels, c.planes, format.group,
+                   tables.data(), own_sums.data()});
     expect_same(own_sums, sums, name + ": sums" + what);
     expect_same(std::vector<uint8_t>(tables.end() - kLookupStep, tables.end()), behind,
                 name + ": behind tables" + what);
@@ -122,12 +123,20 @@ void run(const Case& c, Random& random) {
     args.acc_stride = acc_stride;
     args.rows = c.rows;
     args.planes = c.planes;
+    args.group = format.group;
     kernel.accumulate(args);
     std::vector<int32_t> in_order;
     for (int64_t i = 0; i < static_cast<int64_t>(acc.size()); ++i)
       in_order.push_back(acc[static_cast<size_t>(i / (c.rows * kWordBits) * block_stride +
                                                  i / kWordBits % c.rows * acc_stride + i % kWordBits)]);
     expect_same(in_order, expected, name + what);
+  };
+  for_each_runnable(kLookupAccumulateKernels, [&](const LookupAccumulateKernel& kernel, const std::string& name) {
+    // What it takes for few taps and, where that is something else, for many: either is right for any.
+    const LookupFormat few = kernel.format(c.planes, c.channels, 1),
+                       many = kernel.format(c.planes, c.channels, 1 << 20);
+    look_up(kernel, few, name);
+    if (many.group != few.group) look_up(kernel, many, name);
   });
 }
 
@@ -143,6 +152,8 @@ int main() {
     for (int64_t rows = 1; rows <= 18; ++rows)
       run({planes, 20, 3, rows, 1 + rows % 3, rows % 2 == 0, false, false}, random);
     for (int64_t blocks = 1; blocks <= 5; ++blocks) run({planes, 33, 2, 8, blocks, false, true, false}, random);
+    for (int64_t channels : {16, 32, 64})  // more pixels than are unpacked together
+      for (bool words_follow : {false, true}) run({planes, channels, 1, 1100, 1, words_follow, false, false}, random);
     for (int64_t rows : {37, 150}) run({planes, 40, 1, rows, 2, rows == 37, false, false}, random);  // several vectors
     // Up to what a 16-bit sum holds, and beyond: 65535 / 63 is 1040 channels, 65535 / 15 is 4369.
     for (int64_t channels : {1030, 1050, 4370, 4400})

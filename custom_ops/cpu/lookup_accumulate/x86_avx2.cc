@@ -140,11 +140,11 @@ void accumulate(const LookupAccumulateArgs& args) {
 
 }  // namespace
 
-LookupFormat lookup_format_avx2(int32_t) { return {4, LookupFormat::Order::table_rows}; }
+LookupFormat lookup_format_avx2(int32_t, int64_t, int64_t) { return {4, LookupFormat::Order::table_rows}; }
 
 void lookup_tables_avx2(const LookupTablesArgs& args) {
   const int64_t words = (args.channels + kWordBits - 1) / kWordBits;
-  const int64_t tables = lookup_format_avx2(args.planes).tables(args.channels);
+  const int64_t tables = LookupFormat{args.group, LookupFormat::Order::table_rows}.tables(args.channels);
   uint8_t* out = args.tables;
   for (int64_t i = 0; i < args.pixels; ++i) {
     const uint32_t* x = args.x + i * args.pixel_stride;

@@ -94,7 +94,9 @@ void accumulate(const LookupAccumulateArgs& args) {
 
 }  // namespace
 
-LookupFormat lookup_format_avx512(int32_t planes) { return lookup_format_avx2(planes); }
+LookupFormat lookup_format_avx512(int32_t planes, int64_t channels, int64_t taps) {
+  return lookup_format_avx2(planes, channels, taps);
+}
 
 void lookup_tables_avx512(const LookupTablesArgs& args) { lookup_tables_avx2(args); }
 

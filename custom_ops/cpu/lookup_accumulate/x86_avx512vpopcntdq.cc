@@ -1,8 +1,8 @@
 // Needs VBMI and VNNI besides: cpu/isa.cc probes for them, and every processor with VPOPCNTDQ and AVX512BW has them.
 //
-// One VPERMB looks up 64 bytes in a table of 64.  Up to four planes that is two groups of five channels for 32 filters:
-// three or four lookups are summed in bytes, then VPMADDUBSW adds the two groups into 16 bits.  Of five and six planes
-// it is four groups of four channels for 16 filters, which VPDPBUSD adds into 32 bits.
+// One VPERMB looks up 64 bytes in a table of 64.  That is two groups of five channels for 32 filters: three or four
+// lookups are summed in bytes, then VPMADDUBSW adds the two groups into 16 bits.  Or it is four groups of four channels
+// for 16 filters, which VPDPBUSD adds into 32 bits.
 #include <immintrin.h>
 
 #include "cpu/lookup_accumulate/lookup_accumulate.h"
@@ -11,7 +11,12 @@ namespace binarize {
 namespace {
 
 constexpr int64_t kVector = 64;  // bytes
-constexpr int32_t kMostPlanesOfFive = 4;
+// Groups of five take more time to make tables of, and to begin and to end, than groups of four, but multiply and add
+// faster: 826 instead of 766 MAC/ns of four planes.  1x1 256@14 in W2A4: 67 us of fives, 64 of fours; 512@14: 202, 199;
+// 1024@7: 174, 200.  3x3 64@56 in W1A4: 251, 248; 128@28: 197, 195; 256@14: 174, 181.
+constexpr int64_t kLongestOfFour = 576;      // channels x taps
+constexpr int64_t kMostChannelsOfFour = 16;  // of which a fifth saves no shuffle, whatever the taps
+constexpr int32_t kMostPlanesOfFive = 4;     // 5 x 15 fits in a byte
 
 inline __attribute__((always_inline)) __m512i load(const uint8_t* data) { return _mm512_loadu_si512(data); }
 
@@ -43,14 +48,17 @@ constexpr __mmask64 kBit0 = 0xaaaaaaaaaaaaaaaa, kBit1 = 0xcccccccccccccccc;  // 
 // Where the bytes of 8 channels' planes go to be turned into the bytes of 8 channels: from 16 bytes an item,
 // plane-major, to a quadword a byte.  Its byte 7 - p is plane p, as VGF2P8AFFINEQB numbers the rows of a matrix.
 struct Gather {
-  alignas(64) uint8_t of[2][64];  // the items in the first two lanes, in the last two
-  constexpr Gather() : of() {
-    for (int half = 0; half < 2; ++half)
-      for (int lane = 0; lane < 64; ++lane) {
-        const int item = half * 2 + lane / 32, byte = lane / 8 % 4, plane = 7 - lane % 8;
-        of[half][lane] =
-            static_cast<uint8_t>(plane < 4 ? item * 16 + plane * 4 + byte : 64 + item * 16 + (plane - 4) * 4 + byte);
-      }
+  alignas(64) uint8_t of[2][64];     // the items in the first two lanes, in the last two
+  alignas(64) uint8_t of_first[64];  // the first 16 channels of all four items
+  constexpr Gather() : of(), of_first() {
+    for (int lane = 0; lane < 64; ++lane) {
+      const auto from = [lane](int item, int byte) {
+        const int plane = 7 - lane % 8;
+        return static_cast<uint8_t>((plane < 4 ? 0 : 64) + item * 16 + plane % 4 * 4 + byte);
+      };
+      for (int half = 0; half < 2; ++half) of[half][lane] = from(half * 2 + lane / 32, lane / 8 % 4);
+      of_first[lane] = from(lane / 16, lane / 8 % 2);
+    }
   }
 };
 constexpr Gather kGather;
@@ -68,7 +76,8 @@ inline void transpose_words(const uint32_t* x, int64_t plane_stride, int planes,
   out[3] = _mm512_unpackhi_epi64(high01, high23);
 }
 
-// levels[item][32] of up to 16 words that follow each other in memory: those of neighbouring pixels, or of one.
+// levels[item][32] of up to 16 words that follow each other in memory: those of neighbouring pixels, or of one.  Where
+// items are 16 bytes apart, their words have no more channels.
 template <int planes>
 inline void unpack_levels(const uint32_t* x, int64_t plane_stride, int64_t items, int64_t item_size, uint8_t* levels) {
   const __mmask16 valid = items >= 16 ? 0xffff : static_cast<__mmask16>((1u << items) - 1);
@@ -76,13 +85,26 @@ inline void unpack_levels(const uint32_t* x, int64_t plane_stride, int64_t items
   transpose_words(x, plane_stride, planes, valid, low);
   if (planes > 4) transpose_words(x + 4 * plane_stride, plane_stride, planes - 4, valid, high);
   constexpr __mmask64 kPlanes = uint64_t{0x0101010101010101} * (0xff & 0xff << (8 - planes));
-  const __m512i each_bit = _mm512_set1_epi64(static_cast<int64_t>(0x8040201008040201));
+  const auto levels_of = [&](const uint8_t* gather, int j) {
+    const __m512i from = load(gather);
+    const __m512i rows = planes > 4 ? _mm512_maskz_permutex2var_epi8(kPlanes, low[j], from, high[j])
+                                    : _mm512_maskz_permutexvar_epi8(kPlanes, from, low[j]);
+    return _mm512_gf2p8affine_epi64_epi8(_mm512_set1_epi64(static_cast<int64_t>(0x8040201008040201)), rows, 0);
+  };
+  if (item_size == kWordBits / 2) {
+    for (int j = 0; j < 4; ++j) {
+      const __m512i v = levels_of(kGather.of_first, j);
+      const __m128i of_item[4] = {_mm512_castsi512_si128(v), _mm512_extracti32x4_epi32(v, 1),
+                                  _mm512_extracti32x4_epi32(v, 2), _mm512_extracti32x4_epi32(v, 3)};
+      for (int i = 0; i < 4; ++i)
+        if (4 * i + j < items)
+          _mm_storeu_si128(reinterpret_cast<__m128i*>(levels + (4 * i + j) * item_size), of_item[i]);
+    }
+    return;
+  }
   for (int half = 0; half < 2; ++half)
     for (int j = 0; j < 4; ++j) {
-      const __m512i from = load(kGather.of[half]);
-      const __m512i rows = planes > 4 ? _mm512_maskz_permutex2var_epi8(kPlanes, low[j], from, high[j])
-                                      : _mm512_maskz_permutexvar_epi8(kPlanes, from, low[j]);
-      const __m512i v = _mm512_gf2p8affine_epi64_epi8(each_bit, rows, 0);
+      const __m512i v = levels_of(kGather.of[half], j);
       const int64_t item = half * 8 + j;
       if (item >= items) continue;
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(levels + item * item_size), _mm512_castsi512_si256(v));
@@ -137,7 +159,7 @@ inline __attribute__((always_inline)) void store_tables(__m512i fours, const uin
   if (count > 2) store_two(out + kVector, count - 2, _mm512_permutex2var_epi64(fours, last_two, with_fifth));
 }
 
-// The tables of one pixel.
+// The tables of one pixel, or of neighbours together.
 template <bool five>
 inline void build(const uint8_t* levels, int64_t tables, uint8_t* out) {
   constexpr int64_t kFour = five ? 2 * kVector : kVector;  // bytes of four tables
@@ -150,21 +172,27 @@ inline void build(const uint8_t* levels, int64_t tables, uint8_t* out) {
       return _mm512_add_epi8(_mm512_permutexvar_epi8(load(kShuffles.low[half]), pairs),
                              _mm512_permutexvar_epi8(load(kShuffles.high[half]), pairs));
     };
+    if (!five && left >= 8) {
+      _mm512_storeu_si512(out, fours(0));
+      _mm512_storeu_si512(out + kVector, fours(1));
+      continue;
+    }
     store_tables<five>(fours(0), fifths, left, out);
     if (left > 4) store_tables<five>(fours(1), fifths + 4, left - 4, out + kFour);
   }
 }
 
-template <int planes>
+template <int planes, bool five>
 void tables(const LookupTablesArgs& args) {
-  constexpr bool five = planes <= kMostPlanesOfFive;
-  const LookupFormat format = lookup_format_avx512vpopcntdq(planes);
+  const LookupFormat format{args.group, five ? LookupFormat::Order::pairs : LookupFormat::Order::quads};
   const int64_t of_pixel = format.tables(args.channels), pixel_bytes = format.pixel_bytes(args.channels);
   // Some pixels are unpacked before the first is used: a load that follows soon on two stores it overlaps would wait.
   constexpr int64_t kBytes = 16384;
   alignas(64) uint8_t levels[kBytes];
   const int64_t words = (args.channels + kWordBits - 1) / kWordBits;
-  const int64_t size = (format.group * of_pixel + 32 + kVector - 1) / kVector * kVector;
+  // Of whole tables of four the levels and tables of neighbouring pixels follow each other, and are made in one go.
+  const bool together = !five && (args.channels % kWordBits == 0 || args.channels == kWordBits / 2);
+  const int64_t size = together ? args.channels : (format.group * of_pixel + 32 + kVector - 1) / kVector * kVector;
   const int64_t most = kBytes / size;
   sum_levels(args, words);
   __m256i zeros = _mm256_setzero_si256();
@@ -181,10 +209,11 @@ void tables(const LookupTablesArgs& args) {
       for (int64_t item = 0, items = pixels_follow ? count : words; item < items; item += 16)
         unpack_levels<planes>(
             x + outer * (pixels_follow ? args.word_stride : args.pixel_stride) + item, args.plane_stride, items - item,
-            pixels_follow ? size : kWordBits,
+            pixels_follow || words == 1 ? size : kWordBits,
             levels + (pixels_follow ? item * size + outer * kWordBits : outer * size + item * kWordBits));
-    for (int64_t i = 0; i < count; ++i)
-      build<five>(levels + i * size, of_pixel, args.tables + (first + i) * pixel_bytes);
+    uint8_t* out = args.tables + first * pixel_bytes;
+    if (together) build<five>(levels, count * of_pixel, out);
+    for (int64_t i = 0; !together && i < count; ++i) build<five>(levels + i * size, of_pixel, out + i * pixel_bytes);
   }
 }
 
@@ -335,40 +364,33 @@ void accumulate(const LookupAccumulateArgs& args) {
 
 }  // namespace
 
-LookupFormat lookup_format_avx512vpopcntdq(int32_t planes) {
-  if (planes <= kMostPlanesOfFive) return {5, LookupFormat::Order::pairs};
-  return {4, LookupFormat::Order::quads};
+LookupFormat lookup_format_avx512vpopcntdq(int32_t planes, int64_t channels, int64_t taps) {
+  const bool five = planes <= kMostPlanesOfFive && channels > kMostChannelsOfFour && channels * taps > kLongestOfFour;
+  return five ? LookupFormat{5, LookupFormat::Order::pairs} : LookupFormat{4, LookupFormat::Order::quads};
 }
 
 void lookup_tables_avx512vpopcntdq(const LookupTablesArgs& args) {
+  const bool five = args.group == 5;
   switch (args.planes) {
     case 2:
-      return tables<2>(args);
+      return five ? tables<2, true>(args) : tables<2, false>(args);
     case 3:
-      return tables<3>(args);
+      return five ? tables<3, true>(args) : tables<3, false>(args);
     case 4:
-      return tables<4>(args);
+      return five ? tables<4, true>(args) : tables<4, false>(args);
     case 5:
-      return tables<5>(args);
+      return tables<5, false>(args);
     default:
-      return tables<6>(args);
+      return tables<6, false>(args);
   }
 }
 
-// Lookups that fit in a byte: 7 of 5 x 7, 3 of 5 x 15, 2 of 4 x 31, 1 of 4 x 63.  More than four take too many
-// registers.
+// Lookups that fit in a byte: of five channels 7 x 35, 3 x 75; of four 4 x 60, 2 x 124, 1 x 252.  More than four take
+// too many registers.
 void lookup_accumulate_avx512vpopcntdq(const LookupAccumulateArgs& args) {
-  switch (args.planes) {
-    case 2:
-    case 3:
-      return accumulate<true, 4>(args);
-    case 4:
-      return accumulate<true, 3>(args);
-    case 5:
-      return accumulate<false, 2>(args);
-    default:
-      return accumulate<false, 1>(args);
-  }
+  if (args.group == 5) return args.planes == 4 ? accumulate<true, 3>(args) : accumulate<true, 4>(args);
+  if (args.planes <= 4) return accumulate<false, 4>(args);
+  args.planes == 5 ? accumulate<false, 2>(args) : accumulate<false, 1>(args);
 }
 
 }  // namespace binarize

@@ -137,7 +137,7 @@ int main() {
   for (bool across : {true, false})
     for (int64_t planes = 2; planes <= 7; ++planes)
       for (int64_t rows : {1, planes == 7 ? 2 : 31})  // more than searches know
-        for (int64_t lanes : {17, 100})
+        for (int64_t lanes : {17, 48, 100})           // vectors side by side, and what is left of them
           for (bool half : {false, true})
             for (bool ascending : {false, true})
               for (bool per_lane : {false, true})

@@ -132,9 +132,15 @@ void pack_levels_across(const PackBitsArgs& args) {
   const float* trees = search_trees(args, 0, args.rows, storage);
   constexpr int kTogether = planes <= 4 ? 4 : 2;  // searches side by side: one waits for each of its comparisons
   int64_t lane = 0;
-  if (trees && args.v && !args.flip.data)
+  if (trees && args.v && !args.flip.data) {
     for (; lane + kTogether * kVectorLanes <= args.lanes; lane += kTogether * kVectorLanes)
       pack_levels_across<planes, kTogether, true>(args, trees, lane);
+    const int64_t left = (args.lanes - lane) / kVectorLanes;  // 112 lanes are 4 vectors and 3
+    if (left == 3) pack_levels_across<planes, 3, true>(args, trees, lane);
+    if (left == 2) pack_levels_across<planes, 2, true>(args, trees, lane);
+    if (left == 1) pack_levels_across<planes, 1, true>(args, trees, lane);
+    lane += left * kVectorLanes;
+  }
   for (; lane < args.lanes; lane += kVectorLanes) pack_levels_across<planes, 1, false>(args, trees, lane);
 }
 
