@@ -88,7 +88,9 @@ def table(points: Sequence[Point], quality: str, unit: str, chosen: Point | None
         "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))).rstrip()
         for r in rows
     ]
-    words = f"lost, and lost at most (one-sided, 95 %), in {unit}" if unit else "lost: squared error as a share"
+    sure = {p.drop.confidence for p in points if p.drop}
+    least = f"one-sided, {100 * min(sure):g} %" if sure else "one-sided"
+    words = f"lost, and lost at most ({least}), in {unit}" if unit else "lost: squared error as a share"
     return "\n".join(printable(line) for line in [*lines, "", words])
 
 
