@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Literal
@@ -71,6 +71,28 @@ def front(points: Iterable[Point]) -> list[Point]:
     """The points that no other beats, the fastest first."""
     every = list(points)
     return sorted((p for p in every if not any(q.beats(p) for q in every)), key=lambda p: (p.us, p.loss))
+
+
+def choose(
+    points: Iterable[Point], within: Sequence[Point], order: Callable[[Point], Any]
+) -> tuple[Point | None, Point | None]:
+    """What to recommend: nothing that int8 beats.
+
+    Args:
+        points: every network.
+        within: those within the budget.
+        order: the first by it is the best.
+
+    Returns:
+        The choice, None if nothing is within the budget. It is int8, though that is not within the budget itself, if
+        int8 beats everything with binary weights that is: then the best of these comes second, otherwise None.
+    """
+    eight = next((p for p in points if p.kind == "int8"), None)
+    worth = [p for p in within if p.kind != "mixed" or eight is None or not eight.beats(p)]
+    outdone = min((p for p in within if p not in worth), key=order, default=None)
+    if outdone is not None and eight not in within and not any(p.kind == "mixed" for p in worth):
+        return eight, outdone
+    return min(worth, key=order, default=None), None
 
 
 def table(points: Sequence[Point], quality: str, unit: str, chosen: Point | None = None) -> str:

@@ -29,6 +29,16 @@ def not_outdone(precisions: Sequence[Precision], cost: Callable[[Precision], flo
     ]
 
 
+def fastest(sites: Sequence[Site], wanted: Wanted, cost: Cost) -> Plan:
+    """Where both paths end: every layer that has precisions at all in that which costs least."""
+    found = {}
+    for site in sites:
+        if wanted[site.name]:
+            costs = {p: cost(site, p) for p in wanted[site.name]}
+            found[site.name] = min(costs, key=costs.__getitem__)
+    return found
+
+
 def gentlest(sites: Sequence[Site], wanted: Wanted, divergence: Divergence) -> Plan:
     """Every layer that has precisions at all in that which loses least."""
     return {

@@ -265,6 +265,22 @@ class _Search:
         if out:
             self._notes.append(f"{out} of {len(wanted)} layers are no faster in any precision than in int8 or float32")
         self._peers = self._float_and_int8()
+        return self._conclude(self._searched(wanted) if self._is_worth_it(wanted) else [])
+
+    def _is_worth_it(self, wanted: paths.Wanted) -> bool:
+        """Whether there is anything to gain; where accuracy has a budget, faster than what is to be beaten."""
+        fastest = paths.fastest(self._sites, wanted, self._cost)
+        if not fastest or self._budget.max_drop is None:
+            return bool(fastest)
+        share = min(self._rehearsed(fastest).values())
+        if share < 1 + SLACK:
+            return True
+        words = f"even in its fastest precisions the network takes {share:.2f} times as long as {self._bar.name}"
+        self._notes.append(f"{words}: no more was looked at")
+        return False
+
+    def _searched(self, wanted: paths.Wanted) -> list[Sensitivity]:
+        """Walk the paths; returns what the layers lose, each alone."""
         some = self._calibration.first(RANKED_ON)
         found = sensitivity.measure(
             self._network,
@@ -277,7 +293,7 @@ class _Search:
         self._divergence = {(s.name, s.precision): s.divergence for s in found}
         for path in self._paths():
             self._walk(path)
-        return self._conclude(found)
+        return found
 
     # --- The paths -----------------------------------------------------------------------------------------------
 
@@ -293,9 +309,7 @@ class _Search:
         return paths.not_outdone(faster, lambda p: self._cost(site, p))
 
     def _paths(self) -> Iterator[list[Plan]]:
-        """From no layer quantized, and from all of them as gently as may be; none if there is nothing to gain."""
-        if not any(self._wanted.values()):
-            return
+        """From no layer quantized, and from all of them as gently as may be."""
         everything = paths.gentlest(self._sites, self._wanted, self._divergence)
         for before, start in (([], {}), ([everything], everything)):
             path = [*before, *paths.path(start, self._sites, self._wanted, self._cost, self._divergence)]
@@ -312,7 +326,7 @@ class _Search:
                 self._candidates(plan)
             return
         if not self._fails(path[-1]):
-            return  # or it is no faster than what is to be beaten: then nothing is
+            return
         if len(path[0]) > 1 and self._fails(path[0]):
             return  # the first plan has all layers on bits already
         last = _first(path[:-1], self._fails) - 1
@@ -496,16 +510,11 @@ class _Search:
         meets = [p for p in points if all(g.passed for g in self._gates(p))]
         order = _fastest if self._budget.max_drop is not None else _best
         eight = next((p for p in points if p.kind == INT8), None)
-        worth = [p for p in meets if p.kind != "mixed" or eight is None or not eight.beats(p)]
-        outdone = [p for p in meets if p not in worth]
-        if eight is not None and outdone and not any(p.kind == "mixed" for p in worth):
-            worth.append(eight)  # it meets what these meet, but for the bound perhaps or for operations
-        chosen = min(worth, key=order, default=None)
+        chosen, outdone = pareto.choose(points, meets, order)
         better = chosen is not None and chosen.kind == INT8
-        hidden = min(outdone, key=order, default=None) if better and eight not in meets else None
         best = chosen or min(points, key=lambda p: (self._distance(p), order(p)))
         candidate = made[points.index(best)]
-        verdict = self._verdict(chosen, best, eight, hidden)
+        verdict = self._verdict(chosen, best, eight, outdone)
         return Found(
             self._judge,
             self._budget,
@@ -518,7 +527,7 @@ class _Search:
             candidate,
             sensitivities,
             self._times,
-            hidden,
+            outdone,
             self._notes,
         )
 
@@ -553,16 +562,16 @@ class _Search:
             found.append(p.ops / self._float_ops / budget.target_ops - 1)
         return max(found)
 
-    def _verdict(self, chosen: Point | None, best: Point, eight: Point | None, hidden: Point | None) -> str:
+    def _verdict(self, chosen: Point | None, best: Point, eight: Point | None, outdone: Point | None) -> str:
         against = f"int8: {eight.speedup:.2f} times as fast as float, {self._lost(eight)}" if eight else "no int8"
         if chosen is None:
             nearest = f"{best.name}, {best.speedup:.2f} times as fast as float, {self._lost(best)}"
             return f"No network meets the budget. Nearest to it: {nearest} ({against})."
         if chosen.kind == INT8:
             words = f"int8 is better here: nothing with binary weights is as fast without losing more ({against})."
-            if hidden is None:
+            if outdone is None:
                 return words
-            within = f"{hidden.name}, {hidden.speedup:.2f} times as fast as float, {self._lost(hidden)}"
+            within = f"{outdone.name}, {outdone.speedup:.2f} times as fast as float, {self._lost(outdone)}"
             return f"{words} It misses the budget itself; within it, and beaten by int8: {within}."
         if chosen.kind == FLOAT:
             return f"Only the float model is within the budget ({against})."
