@@ -344,10 +344,20 @@ def test_the_bound_is_that_of_many_tests_and_there_are_no_more(
     found = searched(source, fitted, judged, max_drop=99)
     assert [p.drop.confidence for p in found.points if p.drop] == [pytest.approx(1 - 0.05 / search.JUDGED)] * 3
     assert "99.5 %" in found.table()
-    monkeypatch.setattr(search, "JUDGED", 1)
-    found = searched(source, fitted, judged, max_drop=99)
-    assert {p.kind for p in found.points} == {"float", "int8"}
-    assert any("1 networks were judged" in note for note in found.notes)
+    monkeypatch.setattr(search, "JUDGED", 2)
+    made_up(monkeypatch, {"w1a1": 10.0, "w3a6": 60.0}, eight=450.0)
+    tight = searched(source, fitted, judged, max_drop=15)
+    assert [p.kind for p in tight.points] == ["float", "int8", "mixed"]
+    assert {p.drop.confidence for p in tight.points if p.drop} == {0.975}
+    assert any("2 networks were judged" in note for note in tight.notes)
+
+
+def test_few_samples_judge_few_networks(source: io.Source, judged: Labelled) -> None:
+    judge = Judge(source.model, judged)
+    numbers = [search.networks_to_judge(Budget(max_drop=most), judge) for most in (0.7, 0.9, 1.1, 1.3)]
+    assert numbers == sorted(numbers)
+    assert (numbers[0], 1 < numbers[1] < 10, numbers[-1]) == (0, True, 10)
+    assert search.networks_to_judge(Budget(target_speedup=2.0), judge) == 10
 
 
 def test_a_hopeless_network_is_judged_on_the_first_samples(

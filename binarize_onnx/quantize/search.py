@@ -14,7 +14,7 @@
 
 The selection samples are neither those that layers are fitted to nor, it is up to the caller, those of the last test. A
 plan is within a budget of accuracy if the bound of its drop is, not the drop itself. Searching picks lucky ones: so the
-bound is that of `JUDGED` tests at once (Bonferroni), and no more networks than that are accepted or refused by it.
+bound is that of ten tests at once (Bonferroni), and no more networks than that are judged by it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ from binarize_onnx.report import Report
 PRESETS = tuple(Precision.parse(text) for text in ("w1a1", "w1a2", "w1a4", "w2a2", "w2a4", "w2a6", "w3a6"))
 RANKED_ON = 256  # samples for the sensitivities: of those to fit to, and of those to judge on
 RANGES_FROM = 128  # samples for the ranges of int8
-JUDGED = 10  # networks, that of int8 included, that are judged on all samples
+JUDGED = 10  # networks, that of int8 included, that are judged on all samples; fewer where there are few samples
+FEWEST_JUDGED = 2
 TRIES = 4  # changes that are tried behind the last plan within the budget
 SECONDS = 8.0  # of timing all networks in turns
 REHEARSED = 0.5  # seconds of timing the networks of one plan
@@ -205,15 +206,28 @@ def require_samples(budget: Budget, judge: Judge) -> None:
     require_budget(judge)
     if judge.unit == "dB" and judge.samples.count < 2:
         raise UsageError("one sample shows nothing of how far PSNR varies:", fix="give more to select on.")
-    needed = judge.samples.count
-    if judge.unit != "points" or 100 * smallest_bound(needed, judge.confidence) <= budget.max_drop:
+    if networks_to_judge(budget, judge) >= FEWEST_JUDGED:
         return
-    while 100 * smallest_bound(needed, judge.confidence) > budget.max_drop and needed < 1 << 20:
+    needed = judge.samples.count
+    while 100 * smallest_bound(needed, certainty(FEWEST_JUDGED)) > budget.max_drop and needed < 1 << 20:
         needed += max(1, needed // 20)
     raise UsageError(
         f"{judge.samples.count} samples cannot show that at most {budget.max_drop:g} points are lost:",
         fix=f"give about {needed} to select on, or a larger --max-drop.",
     )
+
+
+def networks_to_judge(budget: Budget, judge: Judge) -> int:
+    """How many networks may be judged: JUDGED, or so few that a bound that holds for all can be within the budget."""
+    if budget.max_drop is None or judge.unit != "points":
+        return JUDGED
+    bounds = {n: 100 * smallest_bound(judge.samples.count, certainty(n)) for n in range(1, JUDGED + 1)}
+    return max((n for n, bound in bounds.items() if bound <= budget.max_drop), default=0)
+
+
+def certainty(networks: int) -> float:
+    """The confidence of a bound that is right for all of so many networks with that of one."""
+    return 1 - (1 - CONFIDENCE) / networks
 
 
 class _Search:
@@ -239,8 +253,10 @@ class _Search:
         if not self._sites:
             raise preset.nothing_to_choose(self._left)
         self._precisions = tuple(sorted(set(precisions)))
-        self._judge = Judge(network.model, selection, 1 - (1 - CONFIDENCE) / JUDGED)
+        self._judge = Judge(network.model, selection)
         require_samples(budget, self._judge)
+        self._most_judged = networks_to_judge(budget, self._judge)
+        self._judge.confidence = certainty(self._most_judged)
         if budget.target_ops is not None and any(site.macs is None for site in network.sites):
             raise UsageError(
                 "a share of the operations is demanded, and sizes are open: nothing tells how many there are.",
@@ -357,7 +373,7 @@ class _Search:
 
     def _could_be_chosen(self, plan: Plan) -> bool:
         """Whether a plan's network is faster than what is to be beaten: int8 if that is within the budget, or float."""
-        return self._judged < JUDGED and min(self._rehearsed(plan).values()) < 1 + SLACK
+        return self._judged < self._most_judged and min(self._rehearsed(plan).values()) < 1 + SLACK
 
     def _fails(self, plan: Plan) -> bool:
         """Whether a plan loses too much; one that is too slow to be chosen may lose what it likes."""
@@ -410,7 +426,8 @@ class _Search:
             found: list[Candidate] = []
             for rest in sorted(times, key=lambda rest: times[rest]):
                 done = self._budget.max_drop is not None and any(self._keeps(c.drop) for c in found)
-                if not done and (not found or times[rest] < most or self._by_ops):
+                will_do = times[rest] < most or self._by_ops
+                if not found or (will_do and not done and self._judged < self._most_judged):
                     found += self._finished(plan, rest, fitted)
             self._made[key] = found
         return self._made[key]
@@ -487,8 +504,8 @@ class _Search:
         some = sum(c.drop is not None and c.drop.samples < self._judge.samples.count for c in made)
         if some:
             self._notes.append(f"{some} of {len(made)} networks lose so much that some of the samples showed it")
-        if self._judged == JUDGED:
-            self._notes.append(f"{JUDGED} networks were judged: the bounds hold for no more")
+        if self._judged == self._most_judged:
+            self._notes.append(f"{self._judged} networks were judged: the bounds hold for no more")
         self._tell(f"timing {len(made)} networks")
         models = [c.model for c in made]
         times = layer_times.of_networks(models, self._feed, threads=self._threads, seconds=SECONDS)
