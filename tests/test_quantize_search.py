@@ -198,7 +198,7 @@ def test_the_worst_comes_first_and_the_list_can_be_read(source: io.Source) -> No
 
 
 def made_up(monkeypatch: pytest.MonkeyPatch, layers: Mapping[str, float], eight: float = 500.0) -> None:
-    """Times of layers by form; a network takes what its layers do, 1000 µs in float32."""
+    """Times of layers by form; a network takes 300 µs less for each layer on bits, and a little for its weights."""
 
     def of(self: LayerTimes, site: Site, precisions: Collection[Precision]) -> dict[str, float]:
         return {"float": 100.0, "int8": 80.0, **{str(p): layers.get(str(p), 200.0) for p in precisions}}
@@ -208,6 +208,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch, layers: Mapping[str, float], eight:
         for model in models:
             ops = [node.op_type for node in model.graph.node]
             us = 1000.0 - 300 * ops.count("XnorConv")
+            us += 1e-5 * model.ByteSize() if "XnorConv" in ops else 0
             if "QuantizeLinear" in ops:
                 us = eight if "XnorConv" not in ops else us - 1
             times.append(us)
@@ -301,7 +302,7 @@ def test_what_is_too_slow_is_neither_fitted_nor_ranked(
     assert any("1.05 times as long as int8" in note for note in found.notes)
     made_up(monkeypatch, {"w1a1": 10.0}, eight=420.0)
     found = searched(source, fitted, judged, max_drop=99)
-    assert (fitted_to[1:], found.int8_is_better) == ([1, fitted.count], False)
+    assert (fitted_to[1:].count(fitted.count), found.int8_is_better) == (1, False)
     assert [p.kind for p in found.points] == ["float", "int8", "mixed"], "the slower rest is not made"
 
 

@@ -6,10 +6,10 @@
 3. Every layer is quantized alone in each precision that is left (`sensitivity`).
 4. Changes of one layer after the other give two paths of plans (`paths`): from none to as fast as it gets, and from all
    layers as gently as may be to there.
-5. Bisection finds the last plan of a path within the budget, and a few more changes are tried from there, also to
-   precisions that the path passed by. First of all a plan is *rehearsed*: a network of its form, fitted to next to
-   nothing, tells the time. Only what could be chosen is really quantized, compiled and judged; what the plan does not
-   quantize is left float, or made int8, whichever is faster.
+5. Plans are *rehearsed*: a network of that form, fitted to next to nothing, tells the time. Bisection finds the first
+   plan of a path that is fast enough to be chosen, and from there the last within the budget; a few more changes are
+   tried behind it, also to precisions that the path passed by. Only these plans are really quantized, compiled and
+   judged; what a plan does not quantize is left float, or made int8, whichever is faster.
 6. All of these networks are timed in turns.
 
 The selection samples are neither those that layers are fitted to nor, it is up to the caller, those of the last test. A
@@ -54,7 +54,7 @@ FEWEST_JUDGED = 2
 TRIES = 4  # changes that are tried behind the last plan within the budget
 SECONDS = 8.0  # of timing all networks in turns
 REHEARSED = 0.5  # seconds of timing the networks of one plan
-SLACK = 0.03  # by which such a time may be wrong
+SLACK = 0.01  # by which such a time may be wrong
 REHEARSAL = Settings("greedy", "means", "none", compensate=False, readout=False, patches=64)
 
 Form = str  # "float", "int8" or a precision
@@ -288,9 +288,9 @@ class _Search:
         fastest = paths.fastest(self._sites, wanted, self._cost)
         if not fastest or self._budget.max_drop is None:
             return bool(fastest)
-        share = min(self._rehearsed(fastest).values())
-        if share < 1 + SLACK:
+        if self._could_be_chosen(fastest):
             return True
+        share = min(self._rehearsed(fastest).values())
         words = f"even in its fastest precisions the network takes {share:.2f} times as long as {self._bar.name}"
         self._notes.append(f"{words}: no more was looked at")
         return False
@@ -333,21 +333,21 @@ class _Search:
             yield path
 
     def _walk(self, path: Sequence[Plan]) -> None:
-        """Bisect a path. Without a budget of accuracy, for the first plan that is fast or small enough; with one, for
-        the last within it, and from there a few changes more.
+        """Without a budget of accuracy, find the first plan that is fast or small enough. With one, the first that
+        could be chosen at all, from there the last within the budget, and then a few changes more.
         """
         if self._budget.max_drop is None:
             first = _first(path, self._is_enough)
             for plan in path[min(first, len(path) - 1) : first + 2]:  # a rehearsal may be too good by little
                 self._candidates(plan)
             return
-        if not self._fails(path[-1]):
-            return
-        if len(path[0]) > 1 and self._fails(path[0]):
-            return  # the first plan has all layers on bits already
-        last = _first(path[:-1], self._fails) - 1
-        if last >= 0 or len(path[0]) == 1:
-            self._extend(path[last] if last >= 0 else {}, path[last + 1 :])
+        if _key(path[-1]) in self._made and self._is_within(path[-1]):
+            return  # nothing is faster
+        first = last = _first(path, self._could_be_chosen)
+        if first < len(path) and self._is_within(path[first]):
+            last = len(path) if self._is_within(path[-1]) else first + _first(path[first:], self._is_beyond)
+        if last < len(path) and self._is_near(path[last]) and (last or len(path[0]) == 1):
+            self._extend(path[last - 1] if last else {}, path[last:])
 
     def _extend(self, plan: Plan, later: Sequence[Plan]) -> None:
         """Try the changes that come next, each also in precisions that lose less and save less."""
@@ -373,15 +373,21 @@ class _Search:
 
     def _could_be_chosen(self, plan: Plan) -> bool:
         """Whether a plan's network is faster than what is to be beaten: int8 if that is within the budget, or float."""
-        return self._judged < self._most_judged and min(self._rehearsed(plan).values()) < 1 + SLACK
-
-    def _fails(self, plan: Plan) -> bool:
-        """Whether a plan loses too much; one that is too slow to be chosen may lose what it likes."""
-        return self._could_be_chosen(plan) and not self._is_within(plan)
+        return min(self._rehearsed(plan).values()) < 1 + SLACK
 
     def _is_within(self, plan: Plan) -> bool:
-        """Whether a network of the plan is within the budget of accuracy."""
+        """Whether a network of the plan is shown to be within the budget of accuracy."""
+        if _key(plan) not in self._made and self._judged >= self._most_judged:
+            return False
         return any(self._keeps(c.drop) for c in self._candidates(plan))
+
+    def _is_beyond(self, plan: Plan) -> bool:
+        return not self._is_within(plan)
+
+    def _is_near(self, plan: Plan) -> bool:
+        """Whether it took all samples to see that a plan is not within the budget."""
+        made = self._made.get(_key(plan), [])
+        return any(c.drop is not None and c.drop.samples == self._judge.samples.count for c in made)
 
     def _keeps(self, drop: Drop | None) -> bool:
         return self._budget.max_drop is None or (drop is not None and drop.bound <= self._budget.max_drop)
