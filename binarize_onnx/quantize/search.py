@@ -7,14 +7,16 @@
 4. Changes of one layer after the other give two paths of plans (`paths`): from none to as fast as it gets, and from all
    layers as gently as may be to there.
 5. Plans are *rehearsed*: a network of that form, fitted to next to nothing, tells the time. Bisection finds the first
-   plan of a path that is fast enough to be chosen, and from there the last within the budget; a few more changes are
-   tried behind it, also to precisions that the path passed by. Only these plans are really quantized, compiled and
-   judged; what a plan does not quantize is left float, or made int8, whichever is faster.
+   plan of a path that is fast enough to be chosen, and from there the last within the budget. When both paths are done,
+   a few more changes are tried behind these, also to precisions that the path passed by. Only what is looked at so is
+   really quantized, compiled and judged; what a plan does not quantize is left float, or made int8, whichever is
+   faster.
 6. All of these networks are timed in turns.
 
 The selection samples are neither those that layers are fitted to nor, it is up to the caller, those of the last test. A
 plan is within a budget of accuracy if the bound of its drop is, not the drop itself. Searching picks lucky ones: so the
-bound is that of ten tests at once (Bonferroni), and no more networks than that are judged by it.
+bound is that of ten tests at once (Bonferroni), and no more networks than that are judged by it. What the first samples
+show to be far beyond the budget is dropped there, and not counted: nothing is accepted so.
 """
 
 from __future__ import annotations
@@ -307,8 +309,8 @@ class _Search:
             self._tell,
         )
         self._divergence = {(s.name, s.precision): s.divergence for s in found}
-        for path in self._paths():
-            self._walk(path)
+        for plan, later in [end for path in self._paths() for end in self._walk(path)]:
+            self._extend(plan, later)
         return found
 
     # --- The paths -----------------------------------------------------------------------------------------------
@@ -332,22 +334,26 @@ class _Search:
             self._notes.append(f"{len(path)} plans on the path from {'all' if before else 'no'} layers on bits")
             yield path
 
-    def _walk(self, path: Sequence[Plan]) -> None:
+    def _walk(self, path: Sequence[Plan]) -> list[tuple[Plan, Sequence[Plan]]]:
         """Without a budget of accuracy, find the first plan that is fast or small enough. With one, the first that
-        could be chosen at all, from there the last within the budget, and then a few changes more.
+        could be chosen at all, and from there the last within the budget.
+
+        Returns:
+            That plan and those behind it, if more changes are worth a try.
         """
         if self._budget.max_drop is None:
             first = _first(path, self._is_enough)
             for plan in path[min(first, len(path) - 1) : first + 2]:  # a rehearsal may be too good by little
                 self._candidates(plan)
-            return
+            return []
         if _key(path[-1]) in self._made and self._is_within(path[-1]):
-            return  # nothing is faster
+            return []  # nothing is faster
         first = last = _first(path, self._could_be_chosen)
         if first < len(path) and self._is_within(path[first]):
             last = len(path) if self._is_within(path[-1]) else first + _first(path[first:], self._is_beyond)
         if last < len(path) and self._is_near(path[last]) and (last or len(path[0]) == 1):
-            self._extend(path[last - 1] if last else {}, path[last:])
+            return [(path[last - 1] if last else {}, path[last:])]
+        return []
 
     def _extend(self, plan: Plan, later: Sequence[Plan]) -> None:
         """Try the changes that come next, each also in precisions that lose less and save less."""
