@@ -1,7 +1,8 @@
 """The fastest network within a budget of accuracy, or the most accurate within one of time: a precision a layer.
 
 1. Every layer is timed alone on this machine: in float32, in int8, and in each precision (`layer_times`). A precision
-   that is no faster than int8 there is out: int8 costs next to nothing in accuracy.
+   that is much slower than int8 there is out: int8 costs next to nothing in accuracy. One that is a little slower alone
+   may be faster between others.
 2. The whole network in int8, by onnxruntime, is made, judged and timed: it is what has to be beaten.
 3. Every layer is quantized alone in each precision that is left (`sensitivity`).
 4. Changes of one layer after the other give two paths of plans (`paths`): from none to as fast as it gets, and from all
@@ -56,6 +57,7 @@ FEWEST_JUDGED = 2
 TRIES = 4  # changes that are tried behind the last plan within the budget
 SECONDS = 8.0  # of timing all networks in turns
 REHEARSED = 0.5  # seconds of timing the networks of one plan
+SLOWER = 1.5  # times int8, or float32: what is slower alone is so in a network
 SLACK = 0.01  # by which such a time may be wrong
 REHEARSAL = Settings("greedy", "means", "none", compensate=False, readout=False, patches=64)
 
@@ -281,7 +283,9 @@ class _Search:
         wanted = self._wanted = {site.name: self._worthwhile(site) for site in self._sites}
         out = sum(not precisions for precisions in wanted.values())
         if out:
-            self._notes.append(f"{out} of {len(wanted)} layers are no faster in any precision than in int8 or float32")
+            self._notes.append(
+                f"{out} of {len(wanted)} layers are much slower in every precision than in int8 or float32"
+            )
         self._peers = self._float_and_int8()
         return self._conclude(self._searched(wanted) if self._is_worth_it(wanted) else [])
 
@@ -323,8 +327,8 @@ class _Search:
         return min(times[FLOAT], times.get(INT8, np.inf)) if precision is None else times[str(precision)]
 
     def _worthwhile(self, site: Site) -> list[Precision]:
-        faster = [p for p in self._precisions if self._cost(site, p) < self._cost(site, None)]
-        return paths.not_outdone(faster, lambda p: self._cost(site, p))
+        fast = [p for p in self._precisions if self._cost(site, p) < SLOWER * self._cost(site, None)]
+        return paths.not_outdone(fast, lambda p: self._cost(site, p))
 
     def _paths(self) -> Iterator[list[Plan]]:
         """From no layer quantized, and from all of them as gently as may be."""
@@ -332,7 +336,8 @@ class _Search:
         for before, start in (([], {}), ([everything], everything)):
             path = [*before, *paths.path(start, self._sites, self._wanted, self._cost, self._divergence)]
             self._notes.append(f"{len(path)} plans on the path from {'all' if before else 'no'} layers on bits")
-            yield path
+            if path:
+                yield path
 
     def _walk(self, path: Sequence[Plan]) -> list[tuple[Plan, Sequence[Plan]]]:
         """Without a budget of accuracy, find the first plan that is fast or small enough. With one, the first that
