@@ -50,7 +50,7 @@ from binarize_onnx.reasons import Code, Reason
 from binarize_onnx.report import Report
 
 PRESETS = tuple(Precision.parse(text) for text in ("w1a1", "w1a2", "w1a4", "w2a2", "w2a4", "w2a6", "w3a6"))
-RANKED_ON = 256  # samples for the sensitivities: of those to fit to, and of those to judge on
+RANKED_ON = 128  # samples for the sensitivities: of those to fit to, and of those to judge on
 RANGES_FROM = 128  # samples for the ranges of int8
 JUDGED = 10  # networks, that of int8 included, that are judged on all samples; fewer where there are few samples
 FEWEST_JUDGED = 2
