@@ -6,9 +6,9 @@
 2. The whole network in int8, by onnxruntime, is made, judged and timed: it is what has to be beaten.
 3. Every layer is quantized alone in each precision that is left (`sensitivity`).
 4. Changes of one layer after the other give two paths of plans (`paths`): from none to as fast as it gets, and from all
-   layers as gently as may be to there.
+   layers as gently as may be to there. A third has all layers in one precision.
 5. Plans are *rehearsed*: a network of that form, fitted to next to nothing, tells the time. Bisection finds the first
-   plan of a path that is fast enough to be chosen, and from there the last within the budget. When both paths are done,
+   plan of a path that is fast enough to be chosen, and from there the last within the budget. When all paths are done,
    a few more changes are tried behind these, also to precisions that the path passed by. Only what is looked at so is
    really quantized, compiled and judged; what a plan does not quantize is left float, or made int8, whichever is
    faster.
@@ -331,13 +331,15 @@ class _Search:
         return paths.not_outdone(fast, lambda p: self._cost(site, p))
 
     def _paths(self) -> Iterator[list[Plan]]:
-        """From no layer quantized, and from all of them as gently as may be."""
+        """From no layer quantized, and from all of them as gently as may be; then all in one precision."""
         everything = paths.gentlest(self._sites, self._wanted, self._divergence)
         for before, start in (([], {}), ([everything], everything)):
             path = [*before, *paths.path(start, self._sites, self._wanted, self._cost, self._divergence)]
             self._notes.append(f"{len(path)} plans on the path from {'all' if before else 'no'} layers on bits")
             if path:
                 yield path
+        slowest_first = sorted(self._precisions, key=lambda p: -sum(self._cost(site, p) for site in self._sites))
+        yield [{site.name: p for site in self._sites} for p in slowest_first]
 
     def _walk(self, path: Sequence[Plan]) -> list[tuple[Plan, Sequence[Plan]]]:
         """Without a budget of accuracy, find the first plan that is fast or small enough. With one, the first that
@@ -356,8 +358,9 @@ class _Search:
         first = last = _first(path, self._could_be_chosen)
         if first < len(path) and self._is_within(path[first]):
             last = len(path) if self._is_within(path[-1]) else first + _first(path[first:], self._is_beyond)
-        if last < len(path) and self._is_near(path[last]) and (last or len(path[0]) == 1):
-            return [(path[last - 1] if last else {}, path[last:])]
+        before: Plan = path[last - 1] if last else {}
+        if last < len(path) and self._is_near(path[last]) and len(path[last].items() - before.items()) == 1:
+            return [(before, path[last:])]
         return []
 
     def _extend(self, plan: Plan, later: Sequence[Plan]) -> None:
