@@ -7,7 +7,8 @@ onnxruntime's own static quantization does it: QuantizeLinear and DequantizeLine
 constant float32 weights, activations u8 over the range that the samples show, weights s8 per output channel. It never
 sees our ops. The model is cut at them: the *shell* is what is left, its inputs the tensors that our ops write, and the
 samples for it are those tensors as the compiled model computes them. Constants behind a convolution go into its weights
-first, as onnxruntime would do it when it loads the model.
+first, as onnxruntime would do it when it loads the model. Sums between two quantized layers are quantized with them, so
+that bytes stay bytes there (int8_nodes.py).
 
 Our nodes are not touched: given what they read, they compute what they did. The names of the quantized layers' results
 are recorded in the file, and `verify` takes these tensors as given.
@@ -28,7 +29,7 @@ from typing import Any
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from binarize_onnx import runtime
+from binarize_onnx import int8_nodes, runtime
 from binarize_onnx.calibration import CalibrationData, feeds
 from binarize_onnx.errors import ModelError, RuntimeUnavailable, one_line
 from binarize_onnx.passes.base import Array
@@ -39,9 +40,6 @@ from binarize_onnx.verify.outputs import Outputs
 from binarize_onnx.verify.session import Runner
 
 KEY = "binarize_onnx.int8_edges"  # in metadata_props: JSON, what the quantized layers write
-QUANTIZED = ("Conv", "Gemm", "MatMul")
-RELU = "Relu"
-INTEGER_OUTPUTS = ("Conv",)  # the others' sums go straight to float32: onnxruntime has such kernels for these alone
 
 Quantize = Callable[..., None]
 
@@ -68,7 +66,7 @@ def quantize(
     quantize_static, settings = quantization()
     samples = list(feeds(model, data))
     shell = _shell(model)
-    if not _layers(shell, float_layers):
+    if not int8_nodes.find_layers(shell.graph, float_layers):
         return model, [], []
     cut = _Cut(model, [given.name for given in shell.graph.input], samples)
     _declare(shell, cut.first)
@@ -76,19 +74,19 @@ def quantize(
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         shell = folded(shell, source)
         unstride(shell.graph, _sizes(model))
-        layers = [node.name for node in _layers(shell, float_layers)]
-        results, activations = _results(shell, float_layers)
-        _keep(shell, results)
+        chosen = int8_nodes.choose(shell.graph, float_layers)
+        quantized_nodes = [*chosen.layers, *chosen.others]
+        _keep(shell, chosen.results)
         onnx.save(shell, source)
         before = {name for node in shell.graph.node for name in node.output}
         try:
-            quantize_static(str(source), str(target), cut, nodes_to_quantize=[*layers, *activations], **settings)
+            quantize_static(str(source), str(target), cut, nodes_to_quantize=quantized_nodes, **settings)
         except Exception as error:  # its own errors share no base
             raise ModelError(f"onnxruntime.quantization does not quantize the edges: {one_line(error)}") from None
         shell = onnx.load(target)
-    _spare_others(shell, {*layers, *activations}, before)
-    quantized = _put_back(model, shell, results)
-    return quantized, layers, _effects(model, quantized, samples)
+    _spare_others(shell, {*quantized_nodes}, before)
+    quantized = _put_back(model, shell, chosen.results)
+    return quantized, chosen.layers, _effects(model, quantized, samples)
 
 
 def recorded(model: onnx.ModelProto) -> list[str]:
@@ -115,8 +113,8 @@ def quantization() -> tuple[Quantize, dict[str, Any]]:
         "weight_type": QuantType.QInt8,
         "per_channel": True,
         "calibrate_method": CalibrationMethod.MinMax,
-        "op_types_to_quantize": [*QUANTIZED, RELU],
-        "extra_options": {"OpTypesToExcludeOutputQuantization": sorted(set(QUANTIZED) - set(INTEGER_OUTPUTS))},
+        "op_types_to_quantize": [*int8_nodes.OP_TYPES],
+        "extra_options": {"OpTypesToExcludeOutputQuantization": [*int8_nodes.FLOAT_OUTPUTS]},
     }
 
 
@@ -214,40 +212,6 @@ def _sizes(model: onnx.ModelProto) -> dict[str, tuple[int | None, ...]]:
         name: tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
         for name, kind in caller_inputs(model).items()
     }
-
-
-def _layers(shell: onnx.ModelProto, kept: Collection[str]) -> list[NodeProto]:
-    """The nodes to quantize, which are those with float32 constants as weights but for what is kept."""
-    constants = {t.name: t.data_type for t in shell.graph.initializer}
-    return [
-        node
-        for node in shell.graph.node
-        if node.op_type in QUANTIZED
-        and is_standard(node)
-        and node.name not in kept
-        and constants.get(node.input[1]) == TensorProto.FLOAT
-    ]
-
-
-def _results(shell: onnx.ModelProto, kept: Collection[str]) -> tuple[list[str], list[str]]:
-    """What the layers to quantize write, and the Relu nodes that alone read one of them: then it is what these write.
-
-    Quantization makes such a Relu a range that begins at 0.
-    """
-    readers: dict[str, list[NodeProto]] = {out.name: [onnx.NodeProto()] for out in shell.graph.output}
-    for node in shell.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    results, activations = [], []
-    for layer in _layers(shell, kept):
-        result = layer.output[0]
-        first, *others = readers.get(result, [onnx.NodeProto()])
-        if first.op_type == RELU and not others and layer.op_type in INTEGER_OUTPUTS:
-            first.name = first.name or f"{layer.name}.{RELU}"
-            activations.append(first.name)
-            result = first.output[0]
-        results.append(result)
-    return results, activations
 
 
 def _keep(shell: onnx.ModelProto, names: Iterable[str]) -> None:

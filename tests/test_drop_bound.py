@@ -29,15 +29,18 @@ def test_chances_are_those_of_a_trinomial(p: float, r: float) -> None:
         assert chance_of_at_most(difference, samples, p, r) == pytest.approx(wanted, abs=1e-12)
 
 
+@pytest.mark.parametrize("confidence", [0.95, 0.995])
 @pytest.mark.parametrize(("p", "r"), CHANCES)
-def test_the_bound_holds_with_its_confidence_for_every_outcome_of_few_samples(p: float, r: float) -> None:
+def test_the_bound_holds_with_its_confidence_for_every_outcome_of_few_samples(
+    p: float, r: float, confidence: float
+) -> None:
     samples = 8
     held = sum(
         trinomial(samples, b, c, p, r)
         for b, c in product(range(samples + 1), repeat=2)
-        if b + c <= samples and upper_bound(b, c, samples) >= p - r - 1e-12
+        if b + c <= samples and upper_bound(b, c, samples, confidence) >= p - r - 1e-12
     )
-    assert held >= 0.95
+    assert held >= confidence
 
 
 def test_the_bound_holds_in_a_simulation_and_is_not_loose() -> None:
@@ -70,3 +73,6 @@ def test_a_drop_counts_pairs() -> None:
     assert (found.lost, found.gained, found.drop) == (5, 5, 0.0)
     assert 0 < found.bound < 12
     assert drop(before, np.zeros(100, bool)).drop == pytest.approx(90)
+    most = drop(after, np.zeros(100, bool), 0.9)
+    assert 80 < most.least < 90 < most.bound
+    assert most.least == -drop(np.zeros(100, bool), after, 0.9).bound

@@ -261,6 +261,65 @@ def test_a_relu_behind_a_layer_is_a_range_from_0(named: bool) -> None:
     assert zero_points[written.input[2]] == 0
 
 
+def bytes_around(found: onnx.ModelProto, op: str) -> list[tuple[int, int]]:
+    """For each such node, how many of its inputs were bytes, and how many of its readers want them."""
+    makers = {name: node.op_type for node in found.graph.node for name in node.output}
+    return [
+        (
+            sum(makers.get(name) == "DequantizeLinear" for name in node.input),
+            sum(n.op_type == "QuantizeLinear" and node.output[0] in n.input for n in found.graph.node),
+        )
+        for node in found.graph.node
+        if node.op_type == op
+    ]
+
+
+@pytest.mark.parametrize("activation", ["", "Relu"])
+def test_a_sum_between_layers_is_one_of_bytes(activation: str) -> None:
+    """That of two layers, and that of a layer with a binary one which a layer reads; not one that only bits read."""
+    b = Small(np.random.default_rng(0))
+
+    def summed(*names: str) -> str:
+        out = b.node("Add", *names)
+        return b.node(activation, out) if activation else out
+
+    stem = b.conv("stem", "x", b.real(8, 3, 3, 3))
+    both = summed(b.conv("one", stem, b.real(8, 8, 3, 3)), stem)
+    bits = b.conv("bits", b.node("Sign", both), b.signs(8, 8, 3, 3))
+    pooled = b.node("MaxPool", bits, kernel_shape=[1, 1])
+    mixed = summed(b.conv("two", both, b.real(8, 8, 1, 1)), pooled)
+    three = b.conv("three", mixed, b.real(8, 8, 1, 1))
+    last = b.conv("last", b.node("Sign", b.node("Add", three, pooled)), b.signs(4, 8, 1, 1))
+    source = model(b, last)
+    found = convert(source, INT8, calibration_data=images())
+    assert bytes_around(found.model, "Add") == [(2, 1), (2, 1), (1, 0)]
+    assert bytes_around(found.model, "Relu") == [], "it is the sum's range"
+    assert {both, mixed} <= set(int8_edges.recorded(found.model))
+    verify(source, found.model, inputs=images()).require()
+
+
+@pytest.mark.parametrize(("low", "high", "left"), [(0.0, 6.0, 0), (-1.0, 1.0, 0), (0.5, 6.0, 1), (-6.0, -0.5, 1)])
+def test_a_clip_around_0_behind_a_layer_is_its_range(low: float, high: float, left: int) -> None:
+    b = Small(np.random.default_rng(0))
+    x = b.node("Clip", b.conv("stem", "x", b.real(8, 3, 3, 3)), b.constant(low), b.constant(high))
+    y = b.conv("second", x, b.real(8, 8, 1, 1))
+    source = model(b, b.conv("bits", b.node("Sign", y), b.signs(4, 8, 3, 3)))
+    found = convert(source, INT8, calibration_data=images())
+    assert len(bytes_around(found.model, "Clip")) == left
+    assert (x in int8_edges.recorded(found.model)) == (left == 0)
+    verify(source, found.model, inputs=images()).require()
+    before, after = (shown(m.model, x) for m in (convert(source), found))
+    assert np.abs(before - after).max() < 0.1
+
+
+def shown(found: onnx.ModelProto, name: str) -> Array:
+    """A tensor of a model on the samples."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(found)
+    changed.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    return np.asarray(run(changed, images(), library=True)[1])
+
+
 def test_other_readers_see_no_rounding(converted: Result) -> None:
     """What is float and no layer reads its input as before, where a layer reads it in 8 bits."""
     source = network()

@@ -435,22 +435,12 @@ def test_a_compiled_network_with_a_wrong_bit_is_refused(monkeypatch: pytest.Monk
         finetune(small(), given(16), Recipe(stages=(Stage(1),)), batch_size=8)
 
 
-AT_RUN_TIME = pytest.mark.xfail(
-    raises=NothingMatched,
-    strict=True,
-    reason="the compiler does not take a BinarySign for a sign whose threshold is computed",
-)
 NAMES = [*RECIPES, *(f"react2step+{addition}" for addition in ADDITIONS)]
-COMPUTED = {("siman", "w1a1"), ("react2step+dysign", "w1a1")}
 
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [
-        pytest.param(name, precision, marks=[AT_RUN_TIME] if (name, precision) in COMPUTED else [])
-        for name in NAMES
-        for precision in ("w1a1", "w2a4")
-    ],
+    [(name, precision) for name in NAMES for precision in ("w1a1", "w2a4")],
 )
 def test_every_recipe_takes_two_steps_a_stage_and_comes_back_exact(name: str, precision: str) -> None:
     stages = len(RECIPES[name.partition("+")[0]].stages)

@@ -5,8 +5,8 @@ model gets right, less those that only the second does. With p and r for the pro
 largest drop d = p - r that a test does not refuse (R. L. Berger, D. D. Boos, "P values maximized over a confidence set
 for the nuisance parameter", JASA 89, 1994):
 
-1. p + r lies in its Clopper-Pearson interval, but for a chance of SPENT;
-2. d is refused if lost - gained, or less, has at most the rest of the chance for every such p + r.
+1. p + r lies in its Clopper-Pearson interval, but for SPENT of the chance to be wrong;
+2. d is refused if lost - gained, or less, has at most the rest of that chance for every such p + r.
 
 The chance in 2 is that of a trinomial, summed exactly. It falls with p and rises with r, so over a short piece of the
 line p - r = d it is at most what it is at the smallest p with the largest r: pieces cover the line, halved where they
@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 CONFIDENCE = 0.95
-SPENT = 0.004  # of the chance to be wrong, on the interval of p + r
+SPENT = 0.08  # of the chance to be wrong, on the interval of p + r
 HALVINGS = 8  # of the line within it, at most
 STEPS = 20  # of bisection: a drop to a ten-thousandth of a point
 
@@ -63,6 +63,13 @@ class Drop:
             return self.drop + NormalDist().inv_cdf(self.confidence) * self.error
         return 100 * upper_bound(self.lost, self.gained, self.samples, self.confidence)
 
+    @property
+    def least(self) -> float:
+        """What is lost at least: the bound of what is gained, and as sure as `bound`."""
+        if self.unit == "dB":
+            return self.drop - NormalDist().inv_cdf(self.confidence) * self.error
+        return -100 * upper_bound(self.gained, self.lost, self.samples, self.confidence)
+
     def to_json(self) -> dict[str, Any]:
         """The fields by name, and the bound; None for what is not finite."""
         return {key: finite(value) for key, value in {**asdict(self), "bound": self.bound}.items()}
@@ -95,9 +102,10 @@ def upper_bound(lost: int, gained: int, samples: int, confidence: float = CONFID
         samples: all of them, at least 1.
         confidence: the chance, at least, that the drop on all samples of this kind is not above the bound.
     """
-    refused = 1 - confidence - SPENT
+    wrong = 1 - confidence
+    refused = wrong * (1 - SPENT)
     difference = lost - gained
-    interval = clopper_pearson(lost + gained, samples, SPENT)
+    interval = clopper_pearson(lost + gained, samples, wrong * SPENT)
 
     def possible(d: float) -> bool:
         """Whether some p + r in the interval leaves a chance to a drop of d."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, Literal
@@ -73,6 +73,28 @@ def front(points: Iterable[Point]) -> list[Point]:
     return sorted((p for p in every if not any(q.beats(p) for q in every)), key=lambda p: (p.us, p.loss))
 
 
+def choose(
+    points: Iterable[Point], within: Sequence[Point], order: Callable[[Point], Any]
+) -> tuple[Point | None, Point | None]:
+    """What to recommend: nothing that int8 beats.
+
+    Args:
+        points: every network.
+        within: those within the budget.
+        order: the first by it is the best.
+
+    Returns:
+        The choice, None if nothing is within the budget. It is int8, though that is not within the budget itself, if
+        int8 beats everything with binary weights that is: then the best of these comes second, otherwise None.
+    """
+    eight = next((p for p in points if p.kind == "int8"), None)
+    worth = [p for p in within if p.kind != "mixed" or eight is None or not eight.beats(p)]
+    outdone = min((p for p in within if p not in worth), key=order, default=None)
+    if outdone is not None and eight not in within and not any(p.kind == "mixed" for p in worth):
+        return eight, outdone
+    return min(worth, key=order, default=None), None
+
+
 def table(points: Sequence[Point], quality: str, unit: str, chosen: Point | None = None) -> str:
     """The points for a person; those of the front have a mark, and the one that was chosen."""
     best = front(points)
@@ -88,7 +110,9 @@ def table(points: Sequence[Point], quality: str, unit: str, chosen: Point | None
         "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(r, widths, strict=True))).rstrip()
         for r in rows
     ]
-    words = f"lost, and lost at most (one-sided, 95 %), in {unit}" if unit else "lost: squared error as a share"
+    sure = {p.drop.confidence for p in points if p.drop}
+    least = f"one-sided, {100 * min(sure):g} %" if sure else "one-sided"
+    words = f"lost, and lost at most ({least}), in {unit}" if unit else "lost: squared error as a share"
     return "\n".join(printable(line) for line in [*lines, "", words])
 
 

@@ -12,7 +12,7 @@ What is scored is the first output that is [samples, classes], or the first of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log10, sqrt
 from typing import Literal
@@ -25,7 +25,7 @@ from binarize_onnx.calibration import CalibrationData, Samples, feeds, load_samp
 from binarize_onnx.errors import ModelError, UsageError
 from binarize_onnx.images import ImageFolder, Images
 from binarize_onnx.passes.base import Array
-from binarize_onnx.quantize.drop_bound import Drop, drop
+from binarize_onnx.quantize.drop_bound import CONFIDENCE, Drop, drop
 from binarize_onnx.quantize.post_training import batch_size
 from binarize_onnx.verify.data import fitting_labels, own_batches, require_fitting
 from binarize_onnx.verify.graphs import caller_inputs
@@ -35,6 +35,7 @@ Metric = Literal["accuracy", "agreement", "psnr", "error"]
 PROBABLE = 1e-3  # rows of probabilities sum to 1 up to this
 TOP = 5  # classes among which a label may be to count for the other accuracy of the literature
 ENOUGH = 4 * TOP  # classes, from which on that says something
+FIRST = 1000  # samples that may show already that a model is hopeless
 
 Floats = npt.NDArray[np.float64]
 
@@ -94,7 +95,7 @@ def read(model: onnx.ModelProto, data: CalibrationData, labels: Array | None = N
         labels = own if labels is None else labels
     else:
         given = samples_of(data, model)
-        inputs = given if given is not None else _collected(feeds(model, data))
+        inputs = given if given is not None else _joined(feeds(model, data))
         if "labels" in inputs and "labels" not in caller_inputs(model):
             own = np.asarray(inputs["labels"])
             inputs = {name: values for name, values in inputs.items() if name != "labels"}
@@ -113,7 +114,7 @@ def read(model: onnx.ModelProto, data: CalibrationData, labels: Array | None = N
     return found
 
 
-def _collected(batches: Iterator[Mapping[str, Array]]) -> dict[str, Array]:
+def _joined(batches: Iterable[Mapping[str, Array]]) -> dict[str, Array]:
     kept = list(batches)
     return {name: np.concatenate([batch[name] for batch in kept]) for name in kept[0]}
 
@@ -145,6 +146,7 @@ class Judge:
     Args:
         model: the float one.
         samples: what all are scored on; labels decide which metric there is.
+        confidence: of the bounds of drops.
         library: run our ops in `model` with the kernels.
 
     Attributes:
@@ -157,9 +159,11 @@ class Judge:
             not run.
     """
 
-    def __init__(self, model: onnx.ModelProto, samples: Labelled, *, library: bool = False) -> None:
-        self.samples, self._model = samples, model
-        outputs = self._run(Runner(model, optimise=True, library=library))
+    def __init__(
+        self, model: onnx.ModelProto, samples: Labelled, confidence: float = CONFIDENCE, *, library: bool = False
+    ) -> None:
+        self.samples, self.confidence, self._model = samples, confidence, model
+        outputs = _joined(self._run(Runner(model, optimise=True, library=library)))
         self.output = next((n for n, v in outputs.items() if _are_classes(v, samples.count)), next(iter(outputs)))
         self._float = np.asarray(outputs[self.output], np.float64)
         if not np.isfinite(self._float).all():
@@ -168,43 +172,68 @@ class Judge:
         self._labels, self.metric = self._understood(samples.labels, classes)
         self.unit = {"accuracy": "points", "agreement": "points", "psnr": "dB", "error": ""}[self.metric]
         self._classes = classes
+        self._peak = float(np.abs(self._labels).max()) or 1.0 if self.metric == "psnr" else 1.0
         self.reference = self.score_outputs(self._float)
 
-    def score(self, model: onnx.ModelProto, *, library: bool = False) -> Scored:
-        """The score of a model with the same inputs and outputs; `library` runs our ops with the kernels."""
-        return self.score_outputs(self._run(Runner(model, optimise=True, library=library))[self.output])
+    def score(
+        self, model: onnx.ModelProto, *, library: bool = False, hopeless: Callable[[Drop], bool] | None = None
+    ) -> Scored:
+        """The score of a model with the same inputs and outputs.
+
+        Args:
+            model: to be scored.
+            library: run our ops with the kernels.
+            hopeless: is asked once, of the drop on the first samples, `FIRST` or a few more. If it says so, the score
+                is that on these alone.
+        """
+        parts: list[Array] = []
+        seen = 0
+        for outputs in self._run(Runner(model, optimise=True, library=library)):
+            parts.append(outputs[self.output])
+            seen += len(parts[-1])
+            if hopeless is not None and FIRST <= seen < len(self._float):
+                scored = self.score_outputs(np.concatenate(parts))
+                lost = self.drop(scored)
+                if lost is not None and hopeless(lost):
+                    return scored
+                hopeless = None
+        if seen != len(self._float):
+            raise ModelError(f"output `{self.output}` has {seen} rows, not {len(self._float)}.")
+        return self.score_outputs(np.concatenate(parts))
 
     def score_outputs(self, output: Array) -> Scored:
-        """The score of an output [N, ...]."""
+        """The score of an output [N, ...], or of its first rows."""
         values = np.asarray(output, np.float64)
-        if values.shape != self._float.shape:
+        reference, labels = self._float[: len(values)], self._labels[: len(values)]
+        if values.shape != reference.shape:
             raise ModelError(f"output `{self.output}` has shape {list(values.shape)}, not {list(self._float.shape)}.")
-        divergence = _divergence(self._float, values) if self._classes else _error(self._float, values)
+        divergence = _divergence(reference, values) if self._classes else _error(reference, values)
         if self.metric == "psnr":
-            decibels = _decibels(values, self._labels)
+            decibels = _decibels(values, labels, self._peak)
             return Scored(float(decibels.mean()), divergence, decibels=decibels)
         if self.metric == "error":
             return Scored(divergence, divergence)
-        right = values.argmax(-1) == self._labels
-        in_top = _in_top(values, self._labels) if self.metric == "accuracy" and values.shape[1] >= ENOUGH else None
+        right = values.argmax(-1) == labels
+        in_top = _in_top(values, labels) if self.metric == "accuracy" and values.shape[1] >= ENOUGH else None
         return Scored(100 * float(right.mean()), divergence, right=right, in_top=in_top)
 
     def drop(self, scored: Scored) -> Drop | None:
-        """What a model has lost against the float one; None where nothing says what is good.
+        """What a model has lost against the float one, on the samples of its score; None if nothing says what is good.
 
         The bound is exact for classes. For decibels, which have no limits, it is that of the normal approximation.
         """
         if scored.right is not None and self.reference.right is not None:
-            return drop(self.reference.right, scored.right)
+            return drop(self.reference.right[: scored.right.size], scored.right, self.confidence)
         if scored.decibels is None or self.reference.decibels is None:
             return None
-        lost = self.reference.decibels - scored.decibels
+        lost = self.reference.decibels[: scored.decibels.size] - scored.decibels
         error = float(lost.std(ddof=1)) / sqrt(lost.size) if lost.size > 1 else float("inf")
         worse, better = int((lost > 0).sum()), int((lost < 0).sum())
-        return Drop(lost.size, worse, better, float(lost.mean()), "dB", error)
+        return Drop(lost.size, worse, better, float(lost.mean()), "dB", error, self.confidence)
 
-    def _run(self, runner: Runner) -> dict[str, Array]:
-        return run([runner], self._model, self.samples.inputs)[0]
+    def _run(self, runner: Runner) -> Iterator[dict[str, Array]]:
+        """The outputs of a model, batch after batch."""
+        return (outputs for (outputs,) in _batches([runner], self._model, self.samples.inputs))
 
     def _understood(self, labels: Array | None, classes: bool) -> tuple[Array, Metric]:
         if labels is None:
@@ -230,12 +259,14 @@ class Judge:
 
 def run(runners: Sequence[Runner], model: onnx.ModelProto, inputs: Samples) -> list[dict[str, Array]]:
     """The outputs of models on all samples, batch by batch; `model` says how large a batch may be."""
-    found: list[dict[str, list[Array]]] = [{} for _ in runners]
+    batches = list(_batches(runners, model, inputs))
+    return [_joined(batch[i] for batch in batches) for i in range(len(runners))]
+
+
+def _batches(runners: Sequence[Runner], model: onnx.ModelProto, inputs: Samples) -> Iterator[list[dict[str, Array]]]:
     for feed in feeds(model, inputs, batch_size(model)):
-        for runner, parts in zip(runners, found, strict=True):
-            for name, values in runner.run(feed).items():
-                parts.setdefault(name, []).append(values if values.ndim else values[None])
-    return [{name: np.concatenate(values) for name, values in parts.items()} for parts in found]
+        found = (runner.run(feed).items() for runner in runners)
+        yield [{name: values if values.ndim else values[None] for name, values in outputs} for outputs in found]
 
 
 def require_budget(judge: Judge) -> None:
@@ -287,9 +318,8 @@ def _error(reference: Floats, other: Floats) -> float:
     return squared / variance if variance else (float("inf") if squared else 0.0)
 
 
-def _decibels(values: Floats, targets: Array) -> Floats:
+def _decibels(values: Floats, targets: Array, peak: float) -> Floats:
     """PSNR of each sample [N]; its peak is the largest magnitude among all targets."""
     squared = np.square(values - targets).reshape(values.shape[0], -1).mean(-1)
-    peak = float(np.abs(targets).max()) or 1.0
     found: Floats = 20 * log10(peak) - 10 * np.log10(np.maximum(squared, 1e-12 * peak**2))
     return found

@@ -93,7 +93,9 @@ def _thresholds_at_run_time(module: DynamicSign | SampleMeanSign, site: Site, un
             found = write("Relu", [found], "rectified") if hint == "first" else found
         shape = [-1 if axis == channels else 1 for axis in every]
         threshold = write("Reshape", [found, constant("shape", np.asarray([0, *shape]))], "thresholds")
-    above = write("Sub", [site.input, threshold], "above")  # not negative where x >= threshold: no rounding changes that
+    above = write(
+        "Sub", [site.input, threshold], "above"
+    )  # not negative where x >= threshold: no rounding changes that
     zero = constant("zero", np.zeros([1] * site.rank, np.float32))
     flip = constant("flip", np.zeros([1] * site.rank, np.bool_))
     output = unique(f"{site.input}.level")
