@@ -189,13 +189,19 @@ def folded(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """
     import onnxruntime
 
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    plain.ir_version = max(model.ir_version, 4)  # before, every initializer had to be an input: folding makes new ones
+    constants = {tensor.name for tensor in model.graph.initializer}
+    del plain.graph.input[:]
+    plain.graph.input.extend(value for value in model.graph.input if value.name not in constants)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(path)
     options.log_severity_level = 4
     try:
         onnxruntime.InferenceSession(
-            model.SerializeToString(),
+            plain.SerializeToString(),
             options,
             providers=["CPUExecutionProvider"],
             # It gives the layer another name, and makes Gemms whose quantization fails.

@@ -20,6 +20,7 @@ from test_property import run
 from binarize_onnx import Config, calibration, convert, inspect, int8_edges, opset, runtime
 from binarize_onnx.errors import ModelError, RuntimeUnavailable, UsageError
 from binarize_onnx.pipeline import Result
+from binarize_onnx.quantize import int8
 from binarize_onnx.report import EdgeEffect
 from binarize_onnx.verify import verify
 
@@ -402,3 +403,17 @@ def test_command_line(command: Command, tmp_path: Path) -> None:  # noqa: F811
     assert command("verify", source, out, "--data", data).code == 0
     assert command("verify", source, out, "--data", data, "--max-diff", "1e-9").code == 1
     assert "--edges" in command("convert", "--help").out
+
+
+def test_a_model_whose_constants_are_inputs_is_quantized_as_a_whole() -> None:
+    """Before version 4 of the format every initializer was an input, and those that folding makes are none."""
+    b = Small(np.random.default_rng(0))
+    x = b.node("Add", b.conv("stem", "x", b.real(8, 3, 3, 3)), b.constant(b.real(8, 1, 1)))
+    source = model(b, b.node("GlobalAveragePool", x))
+    source.ir_version, source.opset_import[0].version = 3, 8
+    source.graph.input.extend(
+        helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in source.graph.initializer
+    )
+    samples = np.random.default_rng(0).normal(size=(4, 1, 3, 16, 16)).astype(np.float32)
+    quantized = int8.whole(source, [{"x": sample} for sample in samples])
+    assert any(node.op_type == "QuantizeLinear" for node in quantized.graph.node)
