@@ -102,14 +102,20 @@ class _Names:
         (reader,) = readers
         if reader.op_type not in ACTIVATIONS or not is_standard(reader):
             return None
-        limits = [name for name in reader.input[1:] if name]
-        if any(name not in self.constants for name in limits):
-            return None
-        low, high = (
-            float(numpy_helper.to_array(self.constants[name])) if name else otherwise
-            for name, otherwise in zip((*reader.input[1:], "", "")[:2], (float("-inf"), float("inf")), strict=True)
-        )
-        return reader if low <= 0 <= high else None
+        limits = self._limits(reader)
+        return reader if limits is not None and limits[0] <= 0 <= limits[1] else None
+
+    def _limits(self, node: NodeProto) -> tuple[float, float] | None:
+        """What the values of a Clip, or a Relu, lie between; None if that is not constant."""
+        found = {"min": float("-inf"), "max": float("inf")}
+        found |= {a.name: a.f for a in node.attribute if a.name in found}  # before operator set 11
+        for limit, name in zip(found, node.input[1:], strict=False):
+            if not name:
+                continue
+            if name not in self.constants:
+                return None
+            found[limit] = float(numpy_helper.to_array(self.constants[name]).reshape(-1)[0])
+        return found["min"], found["max"]
 
     def readers(self, node: NodeProto) -> list[NodeProto]:
         """What reads a node's result, behind its activation."""

@@ -302,7 +302,8 @@ def test_a_sum_between_layers_is_one_of_bytes(activation: str) -> None:
 @pytest.mark.parametrize(("low", "high", "left"), [(0.0, 6.0, 0), (-1.0, 1.0, 0), (0.5, 6.0, 1), (-6.0, -0.5, 1)])
 def test_a_clip_around_0_behind_a_layer_is_its_range(low: float, high: float, left: int) -> None:
     b = Small(np.random.default_rng(0))
-    x = b.node("Clip", b.conv("stem", "x", b.real(8, 3, 3, 3)), b.constant(low), b.constant(high))
+    limits = [b.constant(np.full(shape, limit)) for limit, shape in ((low, ()), (high, (1,)))]  # onnxruntime takes both
+    x = b.node("Clip", b.conv("stem", "x", b.real(8, 3, 3, 3)), *limits)
     y = b.conv("second", x, b.real(8, 8, 1, 1))
     source = model(b, b.conv("bits", b.node("Sign", y), b.signs(4, 8, 3, 3)))
     found = convert(source, INT8, calibration_data=images())
