@@ -1246,7 +1246,8 @@ def test_an_interrupted_command_leaves_nothing(number: signal.Signals, code: int
     out = tmp_path / "out.onnx"
     out.write_bytes(b"precious")
     script = (
-        "import os, sys; sys.dont_write_bytecode = True\n"
+        "import os, signal, sys; sys.dont_write_bytecode = True\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells let what runs in the background ignore it
         "from binarize_onnx.cli import main\n"
         f"os.fsync = lambda _: os.kill(os.getpid(), {int(number)})\n"
         f"main(['convert', {str(DEMO)!r}, {str(out)!r}])"
