@@ -216,6 +216,7 @@ def test_what_nothing_can_be_made_for() -> None:
     open_sizes = net.model(net.block("x", 8, 3), {"x": ["N", 3, "H", "W"]}, rank=4)
     with pytest.raises(UsageError, match="sizes that the model leaves open: give --input-shape"):
         synthetic.make(open_sizes)
+    net = Net()
     explodes = net.model(net.normalize(net.node("Exp", net.node("Add", "x", net.constant(1e3))), 3), {"x": ["N", 3]})
     with pytest.raises(ModelError, match="the network overflows on whatever it is given"):
         synthetic.make(explodes)
