@@ -67,10 +67,8 @@ class ImageFolder:
             ModelError: the model does not take one image input, or the first image cannot be read.
             RuntimeUnavailable: Pillow is missing.
         """
-        from binarize_onnx.verify.graphs import (
-            caller_inputs,
-            listed,
-        )  # not before: what verifies reads samples, like these
+        # Not before: what verifies reads samples, like these.
+        from binarize_onnx.verify.graphs import caller_inputs, listed
 
         inputs = caller_inputs(model)
         if len(inputs) != 1:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -51,12 +50,7 @@ ADAM: Any = torch.optim.Adam
 TWO = (Stage(1, binary_weights=False, weight_decay=0.5), Stage(2))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(softmax: bool = False, classes: bool = True) -> onnx.ModelProto:

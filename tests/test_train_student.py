@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -28,12 +27,7 @@ from binarize_onnx.train.student import Student  # noqa: E402
 Array = npt.NDArray[Any]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def plain(stride: int = 1, outputs: int = 8) -> onnx.ModelProto:
@@ -193,6 +187,12 @@ def test_nan_is_not_exported(where: str) -> None:
         getattr(owners.get(where, layer), where).fill_(torch.nan)
     with pytest.raises(ModelError, match="NaN"):
         student.export()
+
+
+def test_only_recu_standardises_what_its_gradient_sees() -> None:
+    for name in ("recu", "irnet"):
+        student, _ = made(plain(), named(name))
+        assert {layer.activation.standardise for layer in student.layers.values()} == {name == "recu"}
 
 
 def test_recipes_are_named_and_combined() -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # these import torch, which the extra `train` brings
     from binarize_onnx.quantize.sites import Network
     from binarize_onnx.train.augment import Augmentation
     from binarize_onnx.train.data import TrainingData
+    from binarize_onnx.train.exactness import Agreement
     from binarize_onnx.train.loop import Trained
     from binarize_onnx.train.recipes import Recipe
     from binarize_onnx.train.student import Student
@@ -47,12 +48,14 @@ class FineTuned:
         model: the ideal graph.
         result: what is to be written, compiled or ideal as `config.emit` says, and the report on the source's layers.
         training: how it went, and what the network is worth on the validation samples.
+        agreement: how the ideal graph compares with what torch trained.
         writes: whether this process is the one that writes; of several, one is.
     """
 
     model: onnx.ModelProto
     result: pipeline.Result
     training: Trained
+    agreement: Agreement
     writes: bool = True
 
     def to_json(self) -> dict[str, Any]:
@@ -63,6 +66,7 @@ class FineTuned:
             "quality": found.quality,
             "reference": found.reference,
             "epochs": [epoch.to_json() for epoch in found.epochs],
+            "exported": asdict(self.agreement),
         }
 
     def curve(self) -> str:
@@ -163,13 +167,13 @@ def finetune(
     )
     told("exporting")
     ideal = student.export()
-    exactness.check(student, ideal, start)
+    agreement = exactness.check(student, ideal, start)
     ideal.metadata_props.add(key=KEY, value=json.dumps({"recipe": asdict(wanted), "seed": seed}, sort_keys=True))
     some = samples.some(loop.sample_count(network.model))
     trained, result = compiled(_measured(network, student, replace(quantized, model=ideal), some))
     if config.emit == "compiled":
         _require_same_bits(trained, result.model, some)
-    return FineTuned(trained.source.model, result, found, accelerator.is_main_process)
+    return FineTuned(trained.source.model, result, found, agreement, accelerator.is_main_process)
 
 
 def adjusted(recipe: str | Recipe, epochs: int | None, learning_rate: float | None) -> Recipe:

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from binarize_onnx.errors import UsageError
+from binarize_onnx.quantize.scoring import PROBABLE
 from binarize_onnx.quantize.sites import Site
 from binarize_onnx.train import losses
 from binarize_onnx.train.graph import GraphModule
 from binarize_onnx.train.student import Student
-
-PROBABLE = 1e-3  # rows of probabilities sum to 1 up to this
 
 
 class Teacher:

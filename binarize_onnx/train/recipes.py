@@ -66,6 +66,7 @@ class Recipe:
         binarizer: of weights, one of BINARIZERS.
         estimator: of the gradient of signs, one of ESTIMATORS.
         threshold: of one-bit activations: `learned` (RSign), `zero`, `mean` (SiMaN) or `dynamic` (DySign).
+        standardise: whether the gradient of one-bit activations sees them in deviations of their sample (ReCU).
         rectifier: what a Relu around binary layers becomes: stays (`relu`), `rprelu` behind them, or, behind and in
             front of them, `hardtanh` or `none`: signs at zero tell nothing of values that are never negative.
         shortcuts: whether a binary layer without one gets a shortcut.
@@ -80,6 +81,7 @@ class Recipe:
     binarizer: str = "react"
     estimator: str = "approx"
     threshold: Literal["learned", "zero", "mean", "dynamic"] = "learned"
+    standardise: bool = False
     rectifier: Rectifier = "rprelu"
     shortcuts: bool = True
     stages: tuple[Stage, ...] = (Stage(2, False), Stage(4))
@@ -113,7 +115,9 @@ class Recipe:
             return activations.DynamicSign(site.channels, axis, estimator=estimator, threshold=threshold)
         if self.threshold == "zero":
             threshold = torch.zeros(site.channels)
-        module = activations.BinaryActivation(site.channels, axis, estimator=estimator, threshold=threshold)
+        module = activations.BinaryActivation(
+            site.channels, axis, estimator=estimator, threshold=threshold, standardise=self.standardise
+        )
         module.threshold.requires_grad_(self.threshold == "learned")
         return module
 
@@ -153,7 +157,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "react2step": Recipe(stages=(Stage(2, False, weight_decay=1e-5), Stage(4))),
         "bireal": Recipe(threshold="zero", rectifier="none", stages=(Stage(6),), losses=_PAPERS),
         "irnet": replace(_SGD, binarizer="irnet", estimator="ede"),
-        "recu": replace(_SGD, binarizer="recu"),
+        "recu": replace(_SGD, binarizer="recu", standardise=True),
         "reste": replace(_SGD, binarizer="reste", estimator="reste"),
         "siman": replace(_SGD, binarizer="siman", threshold="mean", stages=(Stage(6),)),
         "xnor": replace(_SGD, binarizer="xnor", estimator="clip", optimizer="adam", learning_rate=2e-3),
