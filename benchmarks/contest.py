@@ -11,7 +11,9 @@ from peers import Call
 from binarize_onnx.bench import ratios, summary, time_in_turns
 
 SHORTEST = 4e-3  # seconds of one measurement: faster calls are repeated
-SETTLE = 0.12  # seconds for which threads spin that have nothing to do: longer than onnxruntime's
+# Seconds of untimed calls in front of each measurement: the contestant before has emptied the caches, and threads of
+# onnxruntime go on spinning for a while that have nothing to do.
+WARM, SETTLE = 3e-3, 0.12
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,7 @@ class Contest:
 
 def compete(name: str, calls: Mapping[str, Call], threads: int, rounds: int) -> Contest:
     """Time the calls in turns; the first is ours."""
-    settle = SETTLE if threads > 1 else 0.0
-    times = time_in_turns(list(calls.values()), 0.0, fewest=rounds, shortest=SHORTEST, settle=settle)
+    times = time_in_turns(list(calls.values()), 0.0, fewest=rounds, shortest=SHORTEST, settle=untimed(threads))
     taken = dict(zip(calls, times, strict=True))
     first, *others = taken
     return Contest(
@@ -40,6 +41,11 @@ def compete(name: str, calls: Mapping[str, Call], threads: int, rounds: int) -> 
         {peer: summary(seconds).median for peer, seconds in taken.items()},
         {peer: ratios(taken[peer], taken[first]).median for peer in others},
     )
+
+
+def untimed(threads: int) -> float:
+    """Seconds of calls in front of each measurement."""
+    return SETTLE if threads > 1 else WARM
 
 
 def geometric_mean(values: Iterable[float]) -> float:

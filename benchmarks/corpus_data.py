@@ -65,9 +65,9 @@ class Cifar:
         drawn = self.take(np.random.default_rng(seed).permutation(CIFAR_TRAIN)[:count])
         return Labelled(drawn.inputs)
 
-    def test(self, first: int, last: int) -> Labelled:
-        """Test images first to last in one random order that never changes."""
-        order = np.random.RandomState(0).permutation(10000)  # RandomState: the same in every version of NumPy
+    def test(self, first: int, last: int, seed: int = 0) -> Labelled:
+        """Test images first to last, in the random order of the seed."""
+        order = np.random.RandomState(seed).permutation(10000)  # RandomState: the same in every version of NumPy
         return self.take(CIFAR_TRAIN + order[first:last])
 
     def _pixels(self, index: int) -> Array:

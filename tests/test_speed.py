@@ -77,9 +77,10 @@ def test_speedups_are_medians_of_the_ratios_of_rounds(monkeypatch: pytest.Monkey
     found = contest.compete("layer", calls, 1, 3)
     assert found.us == {"ours": 2e6, "slow": 8e6, "quick": 1e6}
     assert found.speedups == {"slow": 2.0, "quick": 0.5}
-    assert asked["settle"] == 0
+    alone = asked["settle"]
+    assert alone > 0, "the contestant before has emptied the caches"
     contest.compete("layer", calls, 2, 3)
-    assert asked["settle"] > 0, "threads of one contestant spin while the next runs"
+    assert asked["settle"] > alone, "threads of one contestant spin while the next runs"
 
 
 def test_conclusions_take_the_layers_that_go_together() -> None:

@@ -9,7 +9,7 @@ import models
 import numpy as np
 import onnx
 import shapes
-from contest import Contest, compete, geometric_mean
+from contest import Contest, compete, geometric_mean, untimed
 from int8 import int8
 from peers import Call, onnxruntime, openvino
 from process import in_process, progress
@@ -21,7 +21,8 @@ from binarize_onnx import convert
 
 OURS, ORT_FLOAT, ORT_INT8 = "binarize-onnx", "onnxruntime fp32", "onnxruntime int8"
 OV_FLOAT, OV_INT8, OV_BINARY = "OpenVINO fp32", "OpenVINO int8", "OpenVINO binary"
-PEERS = (ORT_FLOAT, ORT_INT8, OV_FLOAT, OV_INT8, OV_BINARY)
+ONE_THREAD = "ours on one thread"
+PEERS = (ONE_THREAD, ORT_FLOAT, ORT_INT8, OV_FLOAT, OV_INT8, OV_BINARY)
 CALIBRATION_BATCHES = 4
 
 MEANING = (
@@ -53,6 +54,8 @@ def contest(layer: Layer, threads: int, rounds: int) -> Contest:
         ORT_FLOAT: onnxruntime.call(source, threads),
         ORT_INT8: onnxruntime.call(quantized, threads),
     }
+    if threads > 1:
+        calls[ONE_THREAD] = onnxruntime.call(compiled_layer(layer), 1)
     if openvino.INSTALLED:
         calls |= {OV_FLOAT: openvino.call(source, threads), OV_INT8: openvino.call(quantized, threads)}
         if isinstance(layer, shapes.Conv):  # it has no binary matrix product
@@ -75,7 +78,16 @@ def quantized_layer(layer: Layer) -> onnx.ModelProto:
 def tables(found: Found, threads: int = 1) -> list[Table]:
     """One table, and what follows from it."""
     contests = [Contest(**one) for one in found]
-    return [against_peers(f"Layers, {threads_in_words(threads)}", MEANING, "layer", contests, conclusions(contests))]
+    title, meaning = f"Layers, {threads_in_words(threads)}", f"{MEANING} {warmed(threads)}"
+    return [against_peers(title, meaning, "layer", contests, conclusions(contests))]
+
+
+def warmed(threads: int) -> str:
+    """What is done in front of a measurement."""
+    return (
+        f"Calls for {1e3 * untimed(threads):g} ms, one at least, come before each measurement and are not timed: each "
+        "contestant is measured as it runs alone."
+    )
 
 
 def threads_in_words(threads: int) -> str:
@@ -101,6 +113,7 @@ def against_peers(title: str, meaning: str, what: str, contests: Sequence[Contes
 def conclusions(contests: Sequence[Contest]) -> list[str]:
     """Geometric means and least ratios of the sets of layers that go together."""
     sets = (
+        ("the four 3x3 convolutions of stride 1", shapes.SQUARE_3X3, (ONE_THREAD,)),
         ("the convolutions", shapes.CONVS, (OV_BINARY,)),
         ("the four 3x3 convolutions of stride 1", shapes.SQUARE_3X3, (ORT_FLOAT,)),
         ("the four 3x3 convolutions of stride 1", shapes.SQUARE_3X3, (ORT_INT8,)),

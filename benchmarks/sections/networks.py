@@ -15,7 +15,18 @@ from settings import Found, Settings
 from tables import Table, times
 
 from binarize_onnx import Config, convert
-from sections.layers import ORT_FLOAT, ORT_INT8, OURS, OV_FLOAT, OV_INT8, against_peers, faster_peer, threads_in_words
+from sections.layers import (
+    ONE_THREAD,
+    ORT_FLOAT,
+    ORT_INT8,
+    OURS,
+    OV_FLOAT,
+    OV_INT8,
+    against_peers,
+    faster_peer,
+    threads_in_words,
+    warmed,
+)
 
 MEANING = (
     "An image of 224 x 224 in, 1000 classes out, float32, batch 1; random weights (`benchmarks/whole_networks.py`). "
@@ -72,6 +83,8 @@ def run(index: int, folder: str, quick: bool, threads: int, rounds: int) -> Foun
     ours = onnx.load(compiled_file(race, Path(folder)))
     replaced = onnx.load(network_file(race.replaced, Path(folder)))
     calls: dict[str, Call] = {OURS: onnxruntime.call(ours, threads), ORT_FLOAT: onnxruntime.call(replaced, threads)}
+    if threads > 1:
+        calls[ONE_THREAD] = onnxruntime.call(ours, 1)
     if not quick:
         quantized = onnx.load(network_file(f"{race.replaced}-int8", Path(folder)))
         calls[ORT_INT8] = onnxruntime.call(quantized, threads)
@@ -104,7 +117,11 @@ def tables(found: Found, threads: int = 1) -> list[Table]:
     said = [_conclusion(contest) for contest in contests]
     return [
         against_peers(
-            f"Networks, {threads_in_words(threads)}", MEANING, "binary against float and int8", contests, said
+            f"Networks, {threads_in_words(threads)}",
+            f"{MEANING} {warmed(threads)}",
+            "binary against float and int8",
+            contests,
+            said,
         )
     ]
 

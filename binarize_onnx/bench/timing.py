@@ -58,8 +58,8 @@ def time_in_turns(
         most: rounds to stop after, even if there is time left.
         shortest: seconds a measurement should last at least; a faster call is repeated, after one that fetches its data
             back into the caches, and the mean is its time.
-        settle: seconds to wait before each measurement, until the threads of the contestant before have stopped
-            spinning; a call that wakes its own threads follows, and is not timed.
+        settle: seconds of untimed calls before each measurement, until the threads of the contestant before have
+            stopped spinning. Waiting instead would let the processors fall asleep: the next calls are slower then.
 
     Returns:
         Seconds, `[len(calls), rounds]` float64; NaN where a contestant sat out.
@@ -116,9 +116,10 @@ def _pauses(estimates: Sequence[float], seconds: float, fewest: int) -> list[int
 
 
 def _measure(call: Callable[[], Any], repeats: int, settle: float = 0.0) -> float:
-    if settle:
-        time.sleep(settle)
-    if settle or repeats > 1:
+    ready = time.perf_counter() + settle
+    if repeats > 1:
+        call()
+    while time.perf_counter() < ready:
         call()
     start = time.perf_counter()
     for _ in range(repeats):
