@@ -37,28 +37,28 @@ Counts = Mapping[str, float]
 # Nanoseconds.
 # measured by benchmarks/gains.py
 FLOAT: Counts = {
-    "conv": 1340,  # a float convolution
-    "mac": 0.0185,  # a multiply-accumulate of a convolution or a product
-    "element": 0.139,  # an element that a convolution reads or writes
-    "depthwise": 0.0275,  # a multiply-accumulate of a depthwise convolution
-    "column": 0.229,  # an element of the columns that a transposed convolution adds up
-    "product": 560,  # a float matrix product
-    "sign": 448,  # a sign in floats
-    "signed": 0.549,  # an element of its input
+    "conv": 1400,  # a float convolution
+    "mac": 0.0191,  # a multiply-accumulate of a convolution or a product
+    "element": 0.136,  # an element that a convolution reads or writes
+    "depthwise": 0.0303,  # a multiply-accumulate of a depthwise convolution
+    "column": 0.232,  # an element of the columns that a transposed convolution adds up
+    "product": 545,  # a float matrix product
+    "sign": 430,  # a sign in floats
+    "signed": 0.562,  # an element of its input
 }
 _KERNELS: Mapping[str, tuple[float, ...]] = {
     # avx512vpopcntdq, avx512, avx2, scalar
-    "pack": (793, 830, 841, 865),  # a PackSign
-    "packed": (0.0524, 0.0509, 0.0585, 1.82),  # an element that it compares with one threshold
-    "compared": (0.0239, 0.0233, 0.0476, 3.09),  # an element and one threshold of several
-    "node": (1820, 2120, 2300, 2070),  # an XnorConv or XnorMatMul
-    "word": (0.923, 1.44, 2.04, 12),  # 32 words of weights (of 32 filters) with one word of bits
-    "run": (0.176, 0.179, 0.926, 2),  # the same words with those of RUN rows: reading the weights
-    "levels": (12, 12.5, 20.4, 0),  # 32 words of weights with RUN rows of several bits
-    "levels_bit": (0.265, 0.358, 0.521, 105),  # the same for each of the bits
-    "to_floats": (5.35, 15.6, 10.3, 59.3),  # 32 channels of a row written as floats
-    "to_bits": (1.88, 14, 6.91, 54.1),  # 32 channels of a row written as bits
-    "placed": (2.15, 2.11, 2.16, 2.46),  # an element of a transposed convolution put in its place
+    "pack": (847, 865, 871, 743),  # a PackSign
+    "packed": (0.0511, 0.0523, 0.0611, 1.89),  # an element that it compares with one threshold
+    "compared": (0.02, 0.0207, 0.0475, 3.74),  # an element and one threshold of several
+    "node": (924, 1170, 1340, 1090),  # an XnorConv or XnorMatMul
+    "word": (0.604, 0.887, 1.74, 10.7),  # 32 words of weights (of 32 filters) with one word of bits
+    "run": (1.33, 2.79, 2.27, 6.72),  # the same words with those of RUN rows: reading the weights
+    "levels": (11.2, 12.9, 20.6, 0),  # 32 words of weights with RUN rows of several bits
+    "levels_bit": (0.0946, 0.556, 0.751, 122),  # the same for each of the bits
+    "to_floats": (5.44, 15.8, 11.7, 65.8),  # 32 channels of a row written as floats
+    "to_bits": (1.88, 15.3, 7.14, 63.4),  # 32 channels of a row written as bits
+    "placed": (2.07, 2.22, 2.59, 2.4),  # an element of a transposed convolution put in its place
 }
 # until here
 KERNELS: Mapping[Target, Counts] = {
