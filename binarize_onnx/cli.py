@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the packages behind these take longer to import than --help
     from binarize_onnx.calibration import CalibrationData
     from binarize_onnx.pipeline import Config
     from binarize_onnx.quantize.scoring import Metric
+    from binarize_onnx.train.mixed import MixedPrecision
 
 AUTO = "auto"  # the --ptq that searches
 ONLY_AUTO = (  # options that nothing else looks at
@@ -700,6 +701,14 @@ def convert(
     metavar="FOLDER",
     help="Keep where the training stands in a folder: the same call goes on from there, with the same result.",
 )
+@click.option(
+    "--mixed-precision",
+    type=click.Choice(["no", "bf16", "fp16"]),
+    default="no",
+    show_default=True,
+    help="In steps of the training, compute the layers that stay float, and the teacher's, in fewer bits: bf16, or on a "
+    "GPU fp16. What decides a bit is float32 all the same, and what is written is as exact.",
+)
 @click.option("--curve", type=MODEL, metavar="FILE", help="Draw the learning curve, in SVG.")
 @click.option(
     "--emit",
@@ -724,6 +733,7 @@ def finetune(
     augment: str,
     seed: int,
     checkpoint: Path | None,
+    mixed_precision: MixedPrecision,
     curve: Path | None,
     image_mean: tuple[float, ...],
     image_std: tuple[float, ...],
@@ -767,6 +777,7 @@ def finetune(
         batch_size=batch_size,
         learning_rate=learning_rate,
         augmentation=tuning.augmentation(augment),
+        mixed_precision=mixed_precision,
         seed=seed,
         checkpoint=checkpoint,
         log=lambda epoch: click.echo(str(epoch), err=True),

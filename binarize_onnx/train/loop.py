@@ -14,6 +14,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -32,7 +33,7 @@ from binarize_onnx.passes.base import Array
 from binarize_onnx.quantize.post_training import batch_size
 from binarize_onnx.quantize.scoring import Judge, Labelled
 from binarize_onnx.quantize.sites import Network
-from binarize_onnx.train import checkpoint
+from binarize_onnx.train import checkpoint, mixed
 from binarize_onnx.train.checkpoint import Folder, State
 from binarize_onnx.train.curve import Epoch
 from binarize_onnx.train.data import Batch, Source
@@ -84,6 +85,7 @@ def train(
     seed: int = 0,
     folder: Path | None = None,
     accelerator: Accelerator | None = None,
+    lower: torch.dtype | None = None,
     log: Callable[[Epoch], None] | None = None,
     save_seconds: float = SAVE_SECONDS,
 ) -> Trained:
@@ -100,6 +102,7 @@ def train(
             the training goes on, with the same result bit for bit where arithmetic itself is so repeatable (one
             thread of a CPU is).
         accelerator: the device and the processes; None for those of the surroundings.
+        lower: what float layers are computed in, in its steps (`mixed.dtype`); None is float32.
         log: is told of each epoch.
         save_seconds: between checkpoints inside an epoch.
 
@@ -111,9 +114,9 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         run = _Run(network, student, data, validation, accelerator or processes(), log or (lambda _: None))
-        run.save_seconds = save_seconds
+        run.save_seconds, run.lower = save_seconds, lower
         if folder is not None:
-            identity = _identity(network, student, data, seed)
+            identity = _identity(network, student, data, seed, lower)
             with run.accelerator.main_process_first():  # the others find the folder begun
                 kept = Folder(folder, identity, writes=run.accelerator.is_main_process)
             run.keep(kept)
@@ -133,7 +136,8 @@ def processes() -> Accelerator:
     on_cpus = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
     # Scales of binary weights, say, get no gradient while weights are real ones.
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-    # Comparisons with thresholds are those of the exported graph in float32 alone, whatever the launcher says.
+    # Comparisons with thresholds are those of the exported graph in float32 alone, so whatever the launcher says,
+    # accelerate may not compute a whole module in fewer bits; `mixed` does so where no bit is decided.
     return Accelerator(cpu=on_cpus, mixed_precision="no", kwargs_handlers=handlers)
 
 
@@ -150,6 +154,7 @@ class _Run:
         told: Callable[[Epoch], None],
     ) -> None:
         self.accelerator, self._told, self.save_seconds = accelerator, told, SAVE_SECONDS
+        self.lower: torch.dtype | None = None
         self.epochs: list[Epoch] = []
         self._network, self._student, self._data, self._recipe = network, student, data, student.recipe
         self.judge = None if validation is None else Judge(network.model, validation)
@@ -225,10 +230,11 @@ class _Run:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         inputs, labels = self._tensors(batch)
-        output, features = self._teacher(inputs, self._objective.reads)
         self._optimizer.zero_grad(set_to_none=True)
         try:
-            loss, parts = self._wrapped(inputs, labels, output, features)
+            with self._mixed():
+                output, features = self._teacher(inputs, self._objective.reads)
+                loss, parts = self._wrapped(inputs, labels, output, features)
         except ValueError as error:  # a batch of one value a channel has no variance
             raise ModelError(f"a batch of {batch.count} samples: {one_line(error)}", fix="Give larger ones.") from None
         if not torch.isfinite(loss):
@@ -247,6 +253,10 @@ class _Run:
     def _enter(self, stage: Stage, progress: float) -> None:
         self._student.schedule.binary_weights = stage.binary_weights
         self._student.schedule.progress = progress
+
+    def _mixed(self) -> AbstractContextManager[None]:
+        """In which student and teacher compute a step."""
+        return mixed.float_layers_in(self.lower, self._student.module, self._teacher.module)
 
     def _epochs_before(self, stage: int) -> int:
         return sum(s.epochs for s in self._recipe.stages[:stage])
@@ -329,7 +339,7 @@ class _Run:
         if odd:
             return odd
         module = self._student.module.train()
-        with torch.no_grad():
+        with torch.no_grad(), self._mixed():
             _, kept = module(inputs, module.written)
         nodes = {name: node for node in self._network.model.graph.node for name in node.output}
         for name in module.written:
@@ -489,7 +499,7 @@ def refit(
         value.copy_(accelerator.reduce(total / count, reduction="mean"))
 
 
-def _identity(network: Network, student: Student, data: Source, seed: int) -> dict[str, Any]:
+def _identity(network: Network, student: Student, data: Source, seed: int, lower: torch.dtype | None) -> dict[str, Any]:
     """All that the result depends on, but for versions and processors."""
     return {
         "model": hashlib.sha256(network.model.SerializeToString(deterministic=True)).hexdigest(),
@@ -497,6 +507,7 @@ def _identity(network: Network, student: Student, data: Source, seed: int) -> di
         "recipe": asdict(student.recipe),
         "data": data.digest(),
         "seed": seed,
+        "mixed precision": None if lower is None else str(lower),
     }
 
 
