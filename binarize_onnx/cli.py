@@ -706,8 +706,8 @@ def convert(
     type=click.Choice(["no", "bf16", "fp16"]),
     default="no",
     show_default=True,
-    help="In steps of the training, compute the layers that stay float, and the teacher's, in fewer bits: bf16, or on a "
-    "GPU fp16. What decides a bit is float32 all the same, and what is written is as exact.",
+    help="In steps of the training, compute the layers that stay float, and the teacher's, in fewer bits: bf16, or fp16"
+    " on GPUs. What decides a bit is float32 all the same, and what is written is as exact.",
 )
 @click.option("--curve", type=MODEL, metavar="FILE", help="Draw the learning curve, in SVG.")
 @click.option(

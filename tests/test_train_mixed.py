@@ -95,7 +95,7 @@ def test_float_layers_alone_are_computed_in_it(monkeypatch: pytest.MonkeyPatch) 
             calls.append((op, read[0].dtype))
             return run(read, attributes)
 
-        monkeypatch.setitem(OPERATORS, op, spy)  # type: ignore[arg-type]
+        monkeypatch.setitem(OPERATORS, op, spy)
     module = GraphModule(small())
     x = {"x": torch.from_numpy(data()["x"])}
     wanted, _ = module(x)
@@ -182,7 +182,7 @@ class Ended(Exception):
 def test_a_mixed_training_that_is_begun_again_gives_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end_at: int
 ) -> None:
-    monkeypatch.setitem(loop.train.__kwdefaults__, "save_seconds", 0.0)
+    monkeypatch.setitem(loop.train.__kwdefaults__ or {}, "save_seconds", 0.0)
     whole, step, left = tuned().model.SerializeToString(deterministic=True), loop._Run._step, iter(range(end_at))
 
     def ending(*arguments: Any) -> None:
@@ -225,7 +225,7 @@ def test_what_a_device_does_not_compute_in(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which computes in fp16")
 def test_the_command_says_what_to_do_without_a_gpu(tmp_path: Path) -> None:
     (tmp_path / "float.onnx").write_bytes(small().SerializeToString())
-    np.savez(tmp_path / "train.npz", **data())  # type: ignore[arg-type]
+    np.savez(tmp_path / "train.npz", **data())
     names = [str(tmp_path / name) for name in ("float.onnx", "out.onnx", "train.npz", "run")]
     arguments = ["finetune", *names[:2], "--data", names[2], "--checkpoint", names[3], "--mixed-precision", "fp16"]
     done = CliRunner().invoke(main, arguments)
