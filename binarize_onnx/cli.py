@@ -709,6 +709,12 @@ def convert(
     help="In steps of the training, compute the layers that stay float, and the teacher's, in fewer bits: bf16, or fp16"
     " on GPUs. What decides a bit is float32 all the same, and what is written is as exact.",
 )
+@click.option(
+    "--tensorboard",
+    type=MODEL,
+    metavar="FOLDER",
+    help="Write loss, its parts, quality and learning rate of each epoch for TensorBoard (the package tensorboard).",
+)
 @click.option("--curve", type=MODEL, metavar="FILE", help="Draw the learning curve, in SVG.")
 @click.option(
     "--emit",
@@ -734,6 +740,7 @@ def finetune(
     seed: int,
     checkpoint: Path | None,
     mixed_precision: MixedPrecision,
+    tensorboard: Path | None,
     curve: Path | None,
     image_mean: tuple[float, ...],
     image_std: tuple[float, ...],
@@ -780,6 +787,7 @@ def finetune(
         mixed_precision=mixed_precision,
         seed=seed,
         checkpoint=checkpoint,
+        tensorboard=tensorboard,
         log=lambda epoch: click.echo(str(epoch), err=True),
         progress=_progress(),
     )

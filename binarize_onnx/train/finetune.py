@@ -97,6 +97,7 @@ def finetune(
     mixed_precision: MixedPrecision = "no",
     seed: int = 0,
     checkpoint: Path | None = None,
+    tensorboard: Path | None = None,
     log: Callable[[Epoch], None] | None = None,
     progress: Progress | None = None,
 ) -> FineTuned:
@@ -118,23 +119,26 @@ def finetune(
         mixed_precision: what float layers and the teacher are computed in, in steps of the training; `no` is float32.
         seed: of all that is drawn by chance.
         checkpoint: a folder from which a training that was ended goes on.
+        tensorboard: a folder for TensorBoard, with loss, quality and learning rate of each epoch.
         log: is told of each epoch.
         progress: is told in words what else is done.
 
     Raises:
-        RuntimeUnavailable: torch or accelerate is missing.
+        RuntimeUnavailable: torch or accelerate is missing, or tensorboard where it is wanted.
         ModelError: the model or the data cannot be read, or do not fit each other; a node cannot be trained; the
             training diverges.
         NothingMatched: no layer can be quantized, or none is chosen.
-        UsageError: there is no such recipe, the folder belongs to another training, or the device does not compute in
+        UsageError: there is no such recipe, a folder belongs to another training, or the device does not compute in
             this mixed precision.
         GateFailed: the exported graph, or the compiled one, does not compute what was trained.
     """
     _require_torch()
-    from binarize_onnx.train import exactness, loop, mixed
+    from binarize_onnx.train import board, exactness, loop, mixed
     from binarize_onnx.train.data import Share, labelled, source
     from binarize_onnx.train.student import Student
 
+    if tensorboard is not None:
+        board.require()
     config = config or pipeline.Config()
     config = replace(config, ptq_settings=replace(config.ptq_settings, seed=seed))
     told = progress or (lambda _: None)
@@ -169,6 +173,7 @@ def finetune(
         folder=checkpoint,
         accelerator=accelerator,
         lower=lower,
+        tensorboard=tensorboard,
         log=log,
     )
     told("exporting")

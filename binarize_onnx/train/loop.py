@@ -34,6 +34,7 @@ from binarize_onnx.quantize.post_training import batch_size
 from binarize_onnx.quantize.scoring import Judge, Labelled
 from binarize_onnx.quantize.sites import Network
 from binarize_onnx.train import checkpoint, mixed
+from binarize_onnx.train.board import Board
 from binarize_onnx.train.checkpoint import Folder, State
 from binarize_onnx.train.curve import Epoch
 from binarize_onnx.train.data import Batch, Source
@@ -86,6 +87,7 @@ def train(
     folder: Path | None = None,
     accelerator: Accelerator | None = None,
     lower: torch.dtype | None = None,
+    tensorboard: Path | None = None,
     log: Callable[[Epoch], None] | None = None,
     save_seconds: float = SAVE_SECONDS,
 ) -> Trained:
@@ -103,24 +105,30 @@ def train(
             thread of a CPU is).
         accelerator: the device and the processes; None for those of the surroundings.
         lower: what float layers are computed in, in its steps (`mixed.dtype`); None is float32.
+        tensorboard: a folder for its epochs, each written there once (`board.require` first).
         log: is told of each epoch.
         save_seconds: between checkpoints inside an epoch.
 
     Raises:
         ModelError: the data does not fit, or the training diverges: the step is named, and the first tensor that is
             NaN or infinite. The last checkpoint stays.
-        UsageError: the recipe has nothing to learn from, or the folder belongs to another training.
+        UsageError: the recipe has nothing to learn from, or a folder belongs to another training.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         run = _Run(network, student, data, validation, accelerator or processes(), log or (lambda _: None))
         run.save_seconds, run.lower = save_seconds, lower
+        identity = _identity(network, student, data, seed, lower)
         if folder is not None:
-            identity = _identity(network, student, data, seed, lower)
             with run.accelerator.main_process_first():  # the others find the folder begun
                 kept = Folder(folder, identity, writes=run.accelerator.is_main_process)
             run.keep(kept)
-        run.all()
+        if tensorboard is not None and run.accelerator.is_main_process:
+            run.show(Board(tensorboard, identity))
+        try:
+            run.all()
+        finally:
+            run.show(None)
         quality = run.quality()
         student.module.cpu()
         if run.judge is None:
@@ -175,6 +183,7 @@ class _Run:
         self._place, self._sums = Place(), _Sums()
         self._optimizer = self._fresh_optimizer()
         self._folder: Folder | None = None
+        self._board: Board | None = None
         self._saved = time.monotonic()
         self._per_step = _Pace()
 
@@ -306,8 +315,18 @@ class _Run:
         self.epochs.append(epoch)
         if self._folder is not None:
             self._folder.log([e.to_json() for e in self.epochs])
+        if self._board is not None:
+            self._board.write(self.epochs)
         if self.accelerator.is_main_process:
             self._told(epoch)
+
+    def show(self, board: Board | None) -> None:
+        """Show all epochs, those so far and those to come, on a board, and no more on the one before."""
+        if self._board is not None:
+            self._board.close()
+        self._board = board
+        if board is not None:
+            board.write(self.epochs)
 
     def quality(self) -> float | None:
         """Of the student on the validation samples; one process computes it."""
