@@ -19,6 +19,7 @@ from binarize_onnx.errors import ModelError, UsageError  # noqa: E402
 from binarize_onnx.train import exactness, loop, mixed  # noqa: E402
 from binarize_onnx.train.finetune import FineTuned, finetune  # noqa: E402
 from binarize_onnx.train.graph import GraphModule  # noqa: E402
+from binarize_onnx.train.layer import BinaryLayer  # noqa: E402
 from binarize_onnx.train.operators import OPERATORS  # noqa: E402
 from binarize_onnx.train.recipes import Recipe, Stage  # noqa: E402
 
@@ -157,6 +158,20 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[Any]]:
 def test_steps_alone_are_mixed(noted: dict[str, set[Any]], wanted: Any, lower: Any) -> None:
     tuned(wanted, validation=data())
     assert noted == {"step": {lower}, "refit": {None}, "check": {None}, "quality": {None}}
+
+
+def test_binary_layers_stay_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[Any] = set()
+    product = BinaryLayer.product
+
+    def watched(self: Any, h: Any, weights: Any) -> Any:
+        y = product(self, h, weights)
+        seen.update(value.dtype for value in (h, weights, y))
+        return y
+
+    monkeypatch.setattr(BinaryLayer, "product", watched)
+    tuned()
+    assert seen == {torch.float32}
 
 
 def test_a_mixed_training_comes_back_exact() -> None:
