@@ -19,6 +19,7 @@ import click
 import corpus_data
 import numpy as np
 import torch
+from process import progress
 from tables import Row, Table, times
 
 from binarize_onnx.quantize import sites
@@ -32,12 +33,12 @@ from binarize_onnx.train.loop import train
 from binarize_onnx.train.recipes import RECIPES, Stage
 from binarize_onnx.train.student import Student
 
-ROUNDS = 3
-STEPS = 3  # an epoch
+ROUNDS = 2
+STEPS = 2  # an epoch
 STAGES = (Stage(2, binary_weights=False), Stage(2))
 NETWORKS = {  # batch, and one sample
-    "cifar10_resnet20_fp32": (128, (3, 32, 32)),
-    "efficientnet_lite0_fp32": (8, (3, 224, 224)),
+    "cifar10_resnet20_fp32": (64, (3, 32, 32)),
+    "efficientnet_lite0_fp32": (4, (3, 224, 224)),
 }
 
 
@@ -94,6 +95,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows: list[Row] = []
     for name in NETWORKS:
+        progress(name)
         one = contestant(name)
         found = [{wanted: one.run(wanted) for wanted in ("no", "bf16")} for _ in range(ROUNDS)]
         for stage, words in ((1, "real weights"), (2, "binary weights")):

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -118,13 +119,13 @@ def train(
         torch.manual_seed(seed)
         run = _Run(network, student, data, validation, accelerator or processes(), log or (lambda _: None))
         run.save_seconds, run.lower = save_seconds, lower
-        identity = _identity(network, student, data, seed, lower)
+        identity = cache(partial(_identity, network, student, data, seed, lower))
         if folder is not None:
             with run.accelerator.main_process_first():  # the others find the folder begun
-                kept = Folder(folder, identity, writes=run.accelerator.is_main_process)
+                kept = Folder(folder, identity(), writes=run.accelerator.is_main_process)
             run.keep(kept)
         if tensorboard is not None and run.accelerator.is_main_process:
-            run.show(Board(tensorboard, identity))
+            run.show(Board(tensorboard, identity()))
         try:
             run.all()
         finally:
