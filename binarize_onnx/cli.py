@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the packages behind these take longer to import than --help
     from binarize_onnx.calibration import CalibrationData
     from binarize_onnx.pipeline import Config
     from binarize_onnx.quantize.scoring import Metric
+    from binarize_onnx.train.mixed import MixedPrecision
 
 AUTO = "auto"  # the --ptq that searches
 ONLY_AUTO = (  # options that nothing else looks at
@@ -700,6 +701,20 @@ def convert(
     metavar="FOLDER",
     help="Keep where the training stands in a folder: the same call goes on from there, with the same result.",
 )
+@click.option(
+    "--mixed-precision",
+    type=click.Choice(["no", "bf16", "fp16"]),
+    default="no",
+    show_default=True,
+    help="In steps of the training, compute the layers that stay float, and the teacher's, in fewer bits: bf16, or fp16"
+    " on GPUs. What decides a bit is float32 all the same, and what is written is as exact.",
+)
+@click.option(
+    "--tensorboard",
+    type=MODEL,
+    metavar="FOLDER",
+    help="Write loss, its parts, quality and learning rate of each epoch for TensorBoard (the package tensorboard).",
+)
 @click.option("--curve", type=MODEL, metavar="FILE", help="Draw the learning curve, in SVG.")
 @click.option(
     "--emit",
@@ -724,6 +739,8 @@ def finetune(
     augment: str,
     seed: int,
     checkpoint: Path | None,
+    mixed_precision: MixedPrecision,
+    tensorboard: Path | None,
     curve: Path | None,
     image_mean: tuple[float, ...],
     image_std: tuple[float, ...],
@@ -767,8 +784,10 @@ def finetune(
         batch_size=batch_size,
         learning_rate=learning_rate,
         augmentation=tuning.augmentation(augment),
+        mixed_precision=mixed_precision,
         seed=seed,
         checkpoint=checkpoint,
+        tensorboard=tensorboard,
         log=lambda epoch: click.echo(str(epoch), err=True),
         progress=_progress(),
     )

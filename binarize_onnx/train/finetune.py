@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # these import torch, which the extra `train` brings
     from binarize_onnx.train.data import TrainingData
     from binarize_onnx.train.exactness import Agreement
     from binarize_onnx.train.loop import Trained
+    from binarize_onnx.train.mixed import MixedPrecision
     from binarize_onnx.train.recipes import Recipe
     from binarize_onnx.train.student import Student
 
@@ -93,8 +94,10 @@ def finetune(
     batch_size: int = 128,
     learning_rate: float | None = None,
     augmentation: Augmentation | None = None,
+    mixed_precision: MixedPrecision = "no",
     seed: int = 0,
     checkpoint: Path | None = None,
+    tensorboard: Path | None = None,
     log: Callable[[Epoch], None] | None = None,
     progress: Progress | None = None,
 ) -> FineTuned:
@@ -113,24 +116,29 @@ def finetune(
         batch_size: samples of a step, of all processes together.
         learning_rate: in place of the recipe's own.
         augmentation: of images.
+        mixed_precision: what float layers and the teacher are computed in, in steps of the training; `no` is float32.
         seed: of all that is drawn by chance.
         checkpoint: a folder from which a training that was ended goes on.
+        tensorboard: a folder for TensorBoard, with loss, quality and learning rate of each epoch.
         log: is told of each epoch.
         progress: is told in words what else is done.
 
     Raises:
-        RuntimeUnavailable: torch or accelerate is missing.
+        RuntimeUnavailable: torch or accelerate is missing, or tensorboard where it is wanted.
         ModelError: the model or the data cannot be read, or do not fit each other; a node cannot be trained; the
             training diverges.
         NothingMatched: no layer can be quantized, or none is chosen.
-        UsageError: there is no such recipe, or the folder belongs to another training.
+        UsageError: there is no such recipe, a folder belongs to another training, or the device does not compute in
+            this mixed precision.
         GateFailed: the exported graph, or the compiled one, does not compute what was trained.
     """
     _require_torch()
-    from binarize_onnx.train import exactness, loop
+    from binarize_onnx.train import board, exactness, loop, mixed
     from binarize_onnx.train.data import Share, labelled, source
     from binarize_onnx.train.student import Student
 
+    if tensorboard is not None:
+        board.require()
     config = config or pipeline.Config()
     config = replace(config, ptq_settings=replace(config.ptq_settings, seed=seed))
     told = progress or (lambda _: None)
@@ -142,6 +150,7 @@ def finetune(
     if not plan:
         raise preset.nothing_to_choose(left)
     accelerator = loop.processes()
+    lower = mixed.dtype(mixed_precision, accelerator.device)
     share = Share(accelerator.process_index, accelerator.num_processes)
     samples = source(network.model, data, batch_size=batch_size, seed=seed, augmentation=augmentation, share=share)
     judged = None if validation is None else labelled(network.model, validation)
@@ -163,12 +172,15 @@ def finetune(
         seed=seed,
         folder=checkpoint,
         accelerator=accelerator,
+        lower=lower,
+        tensorboard=tensorboard,
         log=log,
     )
     told("exporting")
     ideal = student.export()
     agreement = exactness.check(student, ideal, start)
-    ideal.metadata_props.add(key=KEY, value=json.dumps({"recipe": asdict(wanted), "seed": seed}, sort_keys=True))
+    known = {"recipe": asdict(wanted), "seed": seed, "mixed_precision": mixed_precision}
+    ideal.metadata_props.add(key=KEY, value=json.dumps(known, sort_keys=True))
     some = samples.some(loop.sample_count(network.model))
     trained, result = compiled(_measured(network, student, replace(quantized, model=ideal), some))
     if config.emit == "compiled":

@@ -3,7 +3,7 @@
 Nodes run one after the other, as they stand in the file. What is trained are the weights of float layers (weights and
 biases of Conv, Gemm and MatMul, what is added right behind a MatMul), slopes of PRelu, and scale and shift of
 BatchNormalization; every other constant stays. BatchNormalization takes the statistics of the batch in training, as
-torch has it, and its running ones otherwise.
+torch has it, and its running ones otherwise. All is float32, but for layers in mixed precision (see mixed.py).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from binarize_onnx import checks
 from binarize_onnx.errors import ModelError
+from binarize_onnx.train import mixed
 from binarize_onnx.train.operators import OPERATORS, Untrainable
 
 LAYERS = ("Conv", "Gemm", "MatMul")
@@ -57,12 +58,16 @@ class _Step:
 class GraphModule(nn.Module):
     """A model of standard operators, its graph in topological order.
 
+    Attributes:
+        lower: what Conv, Gemm and MatMul are computed in, for `mixed.float_layers_in` to set; None is float32.
+
     Raises:
         Untrainable: an operator is missing here, or used in a way that is; names the node.
     """
 
     def __init__(self, model: onnx.ModelProto, parts: Sequence[Part] = ()) -> None:
         super().__init__()
+        self.lower: torch.dtype | None = None
         graph = model.graph
         self.inputs = [v.name for v in graph.input if v.name not in {t.name for t in graph.initializer}]
         self.outputs = [v.name for v in graph.output]
@@ -141,8 +146,11 @@ class GraphModule(nn.Module):
             return result
         if step.node.op_type == "BatchNormalization":
             return self._normalised(step, read)
+        run, channels = OPERATORS[step.node.op_type], 1 if step.node.op_type == "Conv" else -1
         try:
-            return OPERATORS[step.node.op_type](read, step.attributes)
+            if self.lower is not None and step.node.op_type in LAYERS:
+                return mixed.layer(run, read, step.attributes, self.lower, channels)
+            return run(read, step.attributes)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             words = " ".join(str(error).split())[:200]
             raise Untrainable(f"node `{step.node.name}` ({step.node.op_type}): {words}") from None

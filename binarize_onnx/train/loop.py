@@ -14,7 +14,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,8 @@ from binarize_onnx.passes.base import Array
 from binarize_onnx.quantize.post_training import batch_size
 from binarize_onnx.quantize.scoring import Judge, Labelled
 from binarize_onnx.quantize.sites import Network
-from binarize_onnx.train import checkpoint
+from binarize_onnx.train import checkpoint, mixed
+from binarize_onnx.train.board import Board
 from binarize_onnx.train.checkpoint import Folder, State
 from binarize_onnx.train.curve import Epoch
 from binarize_onnx.train.data import Batch, Source
@@ -84,6 +87,8 @@ def train(
     seed: int = 0,
     folder: Path | None = None,
     accelerator: Accelerator | None = None,
+    lower: torch.dtype | None = None,
+    tensorboard: Path | None = None,
     log: Callable[[Epoch], None] | None = None,
     save_seconds: float = SAVE_SECONDS,
 ) -> Trained:
@@ -100,24 +105,31 @@ def train(
             the training goes on, with the same result bit for bit where arithmetic itself is so repeatable (one
             thread of a CPU is).
         accelerator: the device and the processes; None for those of the surroundings.
+        lower: what float layers are computed in, in its steps (`mixed.dtype`); None is float32.
+        tensorboard: a folder for its epochs, each written there once (`board.require` first).
         log: is told of each epoch.
         save_seconds: between checkpoints inside an epoch.
 
     Raises:
         ModelError: the data does not fit, or the training diverges: the step is named, and the first tensor that is
             NaN or infinite. The last checkpoint stays.
-        UsageError: the recipe has nothing to learn from, or the folder belongs to another training.
+        UsageError: the recipe has nothing to learn from, or a folder belongs to another training.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         run = _Run(network, student, data, validation, accelerator or processes(), log or (lambda _: None))
-        run.save_seconds = save_seconds
+        run.save_seconds, run.lower = save_seconds, lower
+        identity = cache(partial(_identity, network, student, data, seed, lower))
         if folder is not None:
-            identity = _identity(network, student, data, seed)
             with run.accelerator.main_process_first():  # the others find the folder begun
-                kept = Folder(folder, identity, writes=run.accelerator.is_main_process)
+                kept = Folder(folder, identity(), writes=run.accelerator.is_main_process)
             run.keep(kept)
-        run.all()
+        if tensorboard is not None and run.accelerator.is_main_process:
+            run.show(Board(tensorboard, identity()))
+        try:
+            run.all()
+        finally:
+            run.show(None)
         quality = run.quality()
         student.module.cpu()
         if run.judge is None:
@@ -133,7 +145,8 @@ def processes() -> Accelerator:
     on_cpus = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
     # Scales of binary weights, say, get no gradient while weights are real ones.
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-    # Comparisons with thresholds are those of the exported graph in float32 alone, whatever the launcher says.
+    # Comparisons with thresholds are those of the exported graph in float32 alone, so whatever the launcher says,
+    # accelerate may not compute a whole module in fewer bits; `mixed` does so where no bit is decided.
     return Accelerator(cpu=on_cpus, mixed_precision="no", kwargs_handlers=handlers)
 
 
@@ -150,6 +163,7 @@ class _Run:
         told: Callable[[Epoch], None],
     ) -> None:
         self.accelerator, self._told, self.save_seconds = accelerator, told, SAVE_SECONDS
+        self.lower: torch.dtype | None = None
         self.epochs: list[Epoch] = []
         self._network, self._student, self._data, self._recipe = network, student, data, student.recipe
         self.judge = None if validation is None else Judge(network.model, validation)
@@ -170,6 +184,7 @@ class _Run:
         self._place, self._sums = Place(), _Sums()
         self._optimizer = self._fresh_optimizer()
         self._folder: Folder | None = None
+        self._board: Board | None = None
         self._saved = time.monotonic()
         self._per_step = _Pace()
 
@@ -225,10 +240,11 @@ class _Run:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         inputs, labels = self._tensors(batch)
-        output, features = self._teacher(inputs, self._objective.reads)
         self._optimizer.zero_grad(set_to_none=True)
         try:
-            loss, parts = self._wrapped(inputs, labels, output, features)
+            with self._mixed():
+                output, features = self._teacher(inputs, self._objective.reads)
+                loss, parts = self._wrapped(inputs, labels, output, features)
         except ValueError as error:  # a batch of one value a channel has no variance
             raise ModelError(f"a batch of {batch.count} samples: {one_line(error)}", fix="Give larger ones.") from None
         if not torch.isfinite(loss):
@@ -247,6 +263,10 @@ class _Run:
     def _enter(self, stage: Stage, progress: float) -> None:
         self._student.schedule.binary_weights = stage.binary_weights
         self._student.schedule.progress = progress
+
+    def _mixed(self) -> AbstractContextManager[None]:
+        """In which student and teacher compute a step."""
+        return mixed.float_layers_in(self.lower, self._student.module, self._teacher.module)
 
     def _epochs_before(self, stage: int) -> int:
         return sum(s.epochs for s in self._recipe.stages[:stage])
@@ -296,8 +316,18 @@ class _Run:
         self.epochs.append(epoch)
         if self._folder is not None:
             self._folder.log([e.to_json() for e in self.epochs])
+        if self._board is not None:
+            self._board.write(self.epochs)
         if self.accelerator.is_main_process:
             self._told(epoch)
+
+    def show(self, board: Board | None) -> None:
+        """Show all epochs, those so far and those to come, on a board, and no more on the one before."""
+        if self._board is not None:
+            self._board.close()
+        self._board = board
+        if board is not None:
+            board.write(self.epochs)
 
     def quality(self) -> float | None:
         """Of the student on the validation samples; one process computes it."""
@@ -329,7 +359,7 @@ class _Run:
         if odd:
             return odd
         module = self._student.module.train()
-        with torch.no_grad():
+        with torch.no_grad(), self._mixed():
             _, kept = module(inputs, module.written)
         nodes = {name: node for node in self._network.model.graph.node for name in node.output}
         for name in module.written:
@@ -489,7 +519,7 @@ def refit(
         value.copy_(accelerator.reduce(total / count, reduction="mean"))
 
 
-def _identity(network: Network, student: Student, data: Source, seed: int) -> dict[str, Any]:
+def _identity(network: Network, student: Student, data: Source, seed: int, lower: torch.dtype | None) -> dict[str, Any]:
     """All that the result depends on, but for versions and processors."""
     return {
         "model": hashlib.sha256(network.model.SerializeToString(deterministic=True)).hexdigest(),
@@ -497,6 +527,7 @@ def _identity(network: Network, student: Student, data: Source, seed: int) -> di
         "recipe": asdict(student.recipe),
         "data": data.digest(),
         "seed": seed,
+        "mixed precision": None if lower is None else str(lower),
     }
 
 
