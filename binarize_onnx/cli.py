@@ -272,6 +272,15 @@ def counting(command: Command) -> Command:
     )(command)
 
 
+def preset(value: str) -> str:
+    """`w2a4`, or `auto`; refused before the arguments are counted, for a file may stand here by mistake."""
+    from binarize_onnx.quantize.precision import Precision
+
+    if value != AUTO:
+        Precision.parse(value)
+    return value
+
+
 def quantizing(command: Command) -> Command:
     """Options of quantization after training."""
     for option in (
@@ -317,12 +326,15 @@ def quantizing(command: Command) -> Command:
         ),
         click.option(
             "--ptq",
-            metavar="PRESET",
+            type=preset,
+            is_flag=False,
+            flag_value=AUTO,
+            metavar="[PRESET]",
             help="Quantize a float model, after its training, on --calibration-data (labels are not needed): w1a1, "
             "w1a2, w1a4, w2a2, w2a4, w2a6, w3a6, or any other number of weight bases (up to 4) and activation bits (up "
             "to 6). First and last layers stay float. Accuracy is lost: the report says how far each layer's output "
-            "moves. auto: what is fastest within --max-drop, or best within --target-speedup or --target-ops, layer by "
-            "layer.",
+            "moves. auto, which is what no value means: what is fastest within --max-drop, or best within "
+            "--target-speedup or --target-ops, layer by layer.",
         ),
     ):
         command = option(command)

@@ -601,6 +601,12 @@ def test_calls_that_cannot_be_answered(
 ) -> None:
     net, out, bare = files["net.onnx"], files["out.onnx"], files["bare.npz"]
     convert = ("convert", net, out, "--ptq", "auto")
+    without_value = command("convert", "--calibration-data", bare, net, out, "--ptq")
+    assert (without_value.code, without_value.err) == (2, command(*convert, "--calibration-data", bare).err)
+    in_front = command("convert", net, out, "--ptq", "--calibration-data", bare)
+    assert (in_front.code, in_front.err) == (2, without_value.err)
+    misplaced = command("convert", "--ptq", net, out)
+    assert (misplaced.code, f"{str(net)!r} is no precision" in misplaced.err) == (2, True)
     assert command(*convert, "--max-drop", "1").code == 2  # no data
     assert command(*convert, "--calibration-data", bare).code == 2  # no budget
     assert command(*convert, "--calibration-data", bare, "--max-drop", "0.01").code == 2  # too few samples
