@@ -1,0 +1,295 @@
+"""Float networks trained as binary ones: what each piece of the training brings, and what recipes come to.
+
+\b
+    python benchmarks/fine_tuning.py                                    # everything; days on two cores
+    python benchmarks/fine_tuning.py --only fashion --models trained    # an hour; goes on if it was ended
+    python benchmarks/fine_tuning.py --only fashion --models trained --write
+
+Images are those of the corpus (see corpus_data.py); the float networks are trained here too, once. Whatever was chosen,
+numbers of epochs and learning rates, was chosen on the last training images, which no network of this page is trained
+on; test images are looked at by the measurement alone. `--write` puts the sections that were run into
+docs/fine_tuning.json and makes docs/fine_tuning.md of all that is in it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import mean, stdev
+from types import MappingProxyType
+
+import corpus_data
+import float_networks
+import numpy as np
+import onnx
+import torch
+from float_networks import Schooling
+from process import progress
+from script import Json, Page, Run, Section
+from tables import Row, Table
+
+from binarize_onnx import Config, convert
+from binarize_onnx.quantize.plan import Settings
+from binarize_onnx.quantize.scoring import Judge, Labelled
+from binarize_onnx.train import recipes
+from binarize_onnx.train.augment import Augmentation
+from binarize_onnx.train.curve import Epoch
+from binarize_onnx.train.finetune import finetune
+from binarize_onnx.train.recipes import Losses, Recipe
+
+HELD_BACK = 10000  # training images, the last in a random order, that nothing is trained on
+FITTED = 1000  # images that layers are quantized on without training
+
+
+@dataclass(frozen=True)
+class Task:
+    """A float network, and the images that it and what is made of it are trained and judged on.
+
+    Attributes:
+        name: of the files that are kept.
+        training: with labels.
+        judge: of the compiled networks.
+        augmentation: of images in training.
+    """
+
+    name: str
+    source: onnx.ModelProto
+    training: Labelled
+    judge: Judge
+    augmentation: Augmentation | None = None
+
+
+def accuracy(task: Task, model: onnx.ModelProto) -> float:
+    """Of a compiled network in onnxruntime, with our kernels; in percent."""
+    return task.judge.score(model, library=True).value
+
+
+def quantized(task: Task, precision: str, seed: int) -> Json:
+    """A network quantized after training: its accuracy and the seconds that took."""
+    began = time.process_time()
+    fitted = task.training.take(np.random.default_rng(seed).permutation(task.training.count)[:FITTED])
+    config = Config(ptq=precision, ptq_settings=Settings(seed=seed))
+    model = convert(task.source, config, calibration_data=fitted.inputs).model
+    return {"accuracy": accuracy(task, model), "seconds": time.process_time() - began}
+
+
+def tuned(run: Run, task: Task, recipe: Recipe, name: str, precision: str, seed: int) -> Json:
+    """A network trained by `finetune`: its accuracy, and the seconds of a processor that its training took.
+
+    With a folder it is trained once, and goes on from where it was ended; only what was trained in one go has seconds.
+    """
+    folder = None if run.models is None else run.models / f"{task.name}.{name}.{precision}.{seed}"
+    stored = None if folder is None else folder / "result.json"
+    if stored is not None and stored.exists():
+        return json.loads(stored.read_text())
+    resumed = folder is not None and folder.exists()
+    began = time.process_time()
+    done = finetune(
+        task.source,
+        task.training,
+        recipe,
+        precision=precision,
+        augmentation=task.augmentation,
+        seed=seed,
+        checkpoint=folder,
+        log=_told,
+    )
+    seconds = time.process_time() - began
+    result = {"accuracy": accuracy(task, done.result.model), "seconds": None if resumed else seconds}
+    if stored is not None:
+        stored.write_text(json.dumps(result) + "\n")
+    return result
+
+
+def _told(epoch: Epoch) -> None:
+    progress(f"    epoch {epoch.epoch} of {epoch.epochs}: loss {epoch.loss:.4f}, {epoch.seconds:.0f} s")
+
+
+# --- Fashion-MNIST: what each piece brings -----------------------------------------------------------------------
+
+FASHION_FLOAT = Schooling(epochs=6)
+FASHION_EPOCHS = 6  # of each training
+PLAIN = Recipe(
+    estimator="clip",
+    threshold="zero",
+    rectifier="hardtanh",
+    shortcuts=False,
+    stages=(recipes.Stage(FASHION_EPOCHS),),
+    losses=Losses(distributional=1.0),
+)
+RUNGS: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "distillation": PLAIN,
+        "react2step": recipes.named("react2step").with_epochs(FASHION_EPOCHS),
+        "react2step+cmim": recipes.named("react2step+cmim").with_epochs(FASHION_EPOCHS),
+    }
+)
+
+
+def fashion(run: Run) -> Json:
+    """A small CNN, all its inner layers in w1a1: quantized, distilled, with ReActNet's pieces, with CMIM."""
+    task = fashion_task(run, corpus_data.fashion("test", np.arange(corpus_data.FASHION_TEST)))
+    rungs: dict[str, list[Json]] = {"quantized": []}
+    for seed in range(run.seeds):
+        progress(f"  quantized, seed {seed}")
+        rungs["quantized"].append(quantized(task, "w1a1", seed))
+    for name, recipe in RUNGS.items():
+        for seed in range(run.seeds):
+            progress(f"  {name}, seed {seed}")
+            rungs.setdefault(name, []).append(tuned(run, task, recipe, name, "w1a1", seed))
+    return {
+        "float": task.judge.reference.value,
+        "float_epochs": FASHION_FLOAT.epochs,
+        "images": task.training.count,
+        "epochs": FASHION_EPOCHS,
+        "rungs": rungs,
+    }
+
+
+def fashion_task(run: Run, judged: Labelled) -> Task:
+    """Fashion-MNIST, judged on these images."""
+    training = corpus_data.fashion("train", training_order(corpus_data.FASHION_TRAIN)[:-HELD_BACK])
+    return _task(run, "fashion", float_networks.fashion, training, judged, FASHION_FLOAT)
+
+
+def training_order(count: int) -> corpus_data.Indices:
+    """The training images in the order whose end is held back."""
+    order: corpus_data.Indices = np.random.RandomState(0).permutation(count)  # the same in every version of NumPy
+    return order
+
+
+def _task(
+    run: Run,
+    name: str,
+    module: Callable[[], torch.nn.Module],
+    training: Labelled,
+    judged: Labelled,
+    schooling: Schooling,
+    augmentation: Augmentation | None = None,
+) -> Task:
+    """A float network, trained if it is not kept."""
+
+    def train() -> onnx.ModelProto:
+        progress("  the float network")
+        torch.manual_seed(0)
+        return float_networks.trained(module(), training, schooling, seed=0)
+
+    source = run.kept(name, train)
+    return Task(name, source, training, Judge(source, judged), augmentation)
+
+
+# --- CIFAR-10: recipes side by side ------------------------------------------------------------------------------
+
+CIFAR_WIDTH = 8  # channels of the first layer; ResNet-20 has 16
+CIFAR_FLOAT = Schooling(epochs=12, weight_decay=1e-4, augmentation=Augmentation(flip=True))
+CIFAR_EPOCHS = 12  # of each training
+PAPERS = {  # recipes by precision, and the epochs that papers train for (LSQ's, ReActNet's: on ImageNet)
+    "w1a1": {"irnet": 400, "recu": 600, "reste": 1000, "siman": 400, "react2step": 256, "react2step+cmim": 400},
+    "w1a2": {"lsq": 90},
+    "w1a4": {"lsq": 90},
+    "w2a4": {"lsq": 90},
+}
+
+
+def cifar(run: Run) -> Json:
+    """ResNet-20 of half the width: every recipe, and activations of several bits."""
+    task = cifar_task(run, corpus_data.cifar().test(0, 10000))
+    found = []
+    for precision, papers in PAPERS.items():
+        for name, epochs in papers.items():
+            progress(f"  {name} in {precision}")
+            recipe = recipes.named(name).with_epochs(CIFAR_EPOCHS)
+            one = tuned(run, task, recipe, name, precision, 0)
+            found.append({"recipe": name, "precision": precision, "papers_epochs": epochs, **one})
+    return {
+        "float": task.judge.reference.value,
+        "float_epochs": CIFAR_FLOAT.epochs,
+        "images": task.training.count,
+        "width": CIFAR_WIDTH,
+        "epochs": CIFAR_EPOCHS,
+        "trained": found,
+    }
+
+
+def cifar_task(run: Run, judged: Labelled) -> Task:
+    """CIFAR-10, judged on these images."""
+    order = training_order(corpus_data.CIFAR_TRAIN)[:-HELD_BACK]
+    drawn = corpus_data.cifar().take(order)
+    training = Labelled({"x": drawn.inputs["input"]}, drawn.labels)
+    judged = Labelled({"x": judged.inputs["input"]}, judged.labels)
+    module = partial(float_networks.resnet20, CIFAR_WIDTH)
+    return _task(run, "cifar", module, training, judged, CIFAR_FLOAT, CIFAR_FLOAT.augmentation)
+
+
+# --- What is shown -----------------------------------------------------------------------------------------------
+
+SHOWN = {
+    "quantized": "quantized after training",
+    "distillation": "plain signs, taught by the float network",
+    "react2step": "ReActNet's pieces (`react2step`)",
+    "react2step+cmim": "and CMIM (`react2step+cmim`)",
+}
+
+
+def _spread(values: Sequence[float]) -> str:
+    """The mean, and the standard deviation of the seeds."""
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def _seconds(trained: Sequence[Json]) -> str:
+    """The mean of those that were measured."""
+    measured = [one["seconds"] for one in trained if one["seconds"] is not None]
+    return f"{mean(measured):.0f}" if measured else "–"
+
+
+def _fashion(found: Json) -> Table:
+    rows: list[Row] = [("float", f"{found['float']:.2f}", "–", "–")]
+    for name, trained in found["rungs"].items():
+        values = [one["accuracy"] for one in trained]
+        rows.append((SHOWN[name], _spread(values), f"{found['float'] - mean(values):.2f}", _seconds(trained)))
+    seeds = len(next(iter(found["rungs"].values())))
+    meaning = (
+        "A CNN of four convolutions and a linear layer; the three convolutions inside have binary weights and "
+        f"activations (w1a1). The float network is trained once, for {found['float_epochs']} epochs of "
+        f"{found['images']} images, every binary one for {found['epochs']} from it, without labels or augmentation. "
+        f"Accuracy on 10000 test images in percent, of compiled networks in onnxruntime: the mean and standard "
+        f"deviation of {seeds} seeds; points lost; seconds of one core, from the float file to the compiled one."
+    )
+    return Table("Fashion-MNIST, a ladder", meaning, ("", "accuracy, %", "lost", "s"), rows)
+
+
+def _cifar(found: Json) -> Table:
+    rows: list[Row] = []
+    for one in found["trained"]:
+        seconds = None if one["seconds"] is None else one["seconds"] / found["epochs"]
+        hours = "–" if seconds is None else f"{seconds * one['papers_epochs'] / 3600:.1f}"
+        rows.append(
+            (
+                f"{one['recipe']}, {one['precision']}",
+                f"{one['accuracy']:.2f}",
+                f"{found['float'] - one['accuracy']:.2f}",
+                "–" if seconds is None else f"{seconds:.0f}",
+                str(one["papers_epochs"]),
+                hours,
+            )
+        )
+    meaning = (
+        f"ResNet-20 with {found['width']} channels at first in place of 16, all convolutions but the first: one "
+        f"training each of {found['epochs']} epochs of {found['images']} images, cropped and mirrored by chance. The "
+        f"float network has {found['float']:.2f} % after {found['float_epochs']}. Accuracy on 10000 test images in "
+        "percent, of compiled networks in onnxruntime; points lost; seconds of one core for an epoch; epochs that the "
+        "paper trains for (LSQ and ReActNet on ImageNet), and the hours that these would take."
+    )
+    header = ("recipe", "accuracy, %", "lost", "s an epoch", "paper's epochs", "hours")
+    return Table("CIFAR-10, recipes side by side", meaning, header, rows)
+
+
+PAGE = Page("fine_tuning", {"fashion": Section(fashion, _fashion), "cifar": Section(cifar, _cifar)})
+main = PAGE.command(__doc__, models="Keep what is trained here; what was ended goes on.")
+
+
+if __name__ == "__main__":
+    main()
