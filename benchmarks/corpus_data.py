@@ -1,4 +1,4 @@
-"""Float networks and images that the benchmark of post-training quantization runs on; they are not in the repository.
+"""Float networks and images that quantization and training are measured on; they are not in the repository.
 
 `BINARIZE_ONNX_CORPUS` names their folder, else `../shared/data` from the repository's root.
 """

@@ -42,7 +42,7 @@ def conv(inputs: int, outputs: int, size: int = 3, stride: int = 1) -> list[nn.M
     return [layer, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
-def fashion(width: int = 64) -> nn.Module:
+def fashion(width: int) -> nn.Module:
     """Four convolutions and a linear layer, for images [1, 28, 28]."""
     return nn.Sequential(
         *conv(1, width // 2, 5, 2),
@@ -73,7 +73,7 @@ class Block(nn.Module):
         return torch.relu(self.layers(x) + around)
 
 
-def resnet20(width: int = 16) -> nn.Module:
+def resnet20(width: int) -> nn.Module:
     """ResNet-20 (He, 2016), for images [3, 32, 32]; 16 channels at first in the paper."""
     widths = [width] * 4 + [2 * width] * 3 + [4 * width] * 3
     blocks = [Block(before, after) for before, after in pairwise(widths)]
