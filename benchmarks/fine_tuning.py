@@ -73,7 +73,8 @@ def quantized(task: Task, precision: str, seed: int) -> Json:
     fitted = task.training.take(np.random.default_rng(seed).permutation(task.training.count)[:FITTED])
     config = Config(ptq=precision, ptq_settings=Settings(seed=seed))
     model = convert(task.source, config, calibration_data=fitted.inputs).model
-    return {"accuracy": accuracy(task, model), "seconds": time.process_time() - began}
+    seconds = time.process_time() - began
+    return {"accuracy": accuracy(task, model), "seconds": seconds}
 
 
 def tuned(run: Run, task: Task, recipe: Recipe, name: str, precision: str, seed: int) -> Json:
