@@ -137,14 +137,13 @@ RUNGS: Mapping[str, Recipe] = MappingProxyType(
 def fashion(run: Run) -> Json:
     """A small CNN, all its inner layers in w1a1: quantized, distilled, with ReActNet's pieces, with CMIM."""
     task = fashion_task(run, corpus_data.fashion("test", np.arange(corpus_data.FASHION_TEST)))
-    rungs: dict[str, list[Json]] = {"quantized": []}
+    rungs: dict[str, list[Json]] = {"quantized": [], **{name: [] for name in RUNGS}}
     for seed in range(run.seeds):
         progress(f"  quantized, seed {seed}")
         rungs["quantized"].append(quantized(task, "w1a1", seed))
-    for name, recipe in RUNGS.items():
-        for seed in range(run.seeds):
+        for name, recipe in RUNGS.items():
             progress(f"  {name}, seed {seed}")
-            rungs.setdefault(name, []).append(tuned(run, task, recipe, name, "w1a1", seed))
+            rungs[name].append(tuned(run, task, recipe, name, "w1a1", seed))
     return {
         "float": task.judge.reference.value,
         "float_epochs": FASHION_FLOAT.epochs,
@@ -286,13 +285,14 @@ def _fashion(found: Json) -> Table:
     for name, trained in found["rungs"].items():
         values = [one["accuracy"] for one in trained]
         rows.append((SHOWN[name], _spread(values), f"{found['float'] - mean(values):.2f}", _seconds(trained)))
-    seeds = len(next(iter(found["rungs"].values())))
+    seeds = len(found["rungs"]["quantized"])
+    over = f"the mean and standard deviation of {seeds} seeds" if seeds > 1 else "of one seed"
     meaning = (
         "A CNN of four convolutions and a linear layer; the three convolutions inside have binary weights and "
         f"activations (w1a1). The float network is trained once, for {found['float_epochs']} epochs of "
         f"{found['images']} images, every binary one for {found['epochs']} from it, without labels or augmentation. "
-        f"Accuracy on 10000 test images in percent, of compiled networks in onnxruntime: the mean and standard "
-        f"deviation of {seeds} seeds; points lost; seconds of one core, from the float file to the compiled one."
+        f"Accuracy on 10000 test images in percent, of compiled networks in onnxruntime, {over}; points lost; seconds "
+        "of one core, from the float file to the compiled one."
     )
     return Table("Fashion-MNIST, a ladder", meaning, ("", "accuracy, %", "lost", "s"), rows)
 
