@@ -1,8 +1,8 @@
 """Float networks trained as binary ones: what each piece of the training brings, and what recipes come to.
 
 \b
-    python benchmarks/fine_tuning.py                                    # everything; days on two cores
-    python benchmarks/fine_tuning.py --only fashion --models trained    # an hour; goes on if it was ended
+    python benchmarks/fine_tuning.py                                    # everything; half a day on one core
+    python benchmarks/fine_tuning.py --only fashion --models trained    # an hour; goes on where it was ended
     python benchmarks/fine_tuning.py --only fashion --models trained --write
 
 Images are those of the corpus (see corpus_data.py); the float networks are trained here too, once. Whatever was chosen,
