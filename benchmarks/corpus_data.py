@@ -1,4 +1,4 @@
-"""Float networks and images that the benchmark of post-training quantization runs on; they are not in the repository.
+"""Float networks and images that quantization and training are measured on; they are not in the repository.
 
 `BINARIZE_ONNX_CORPUS` names their folder, else `../shared/data` from the repository's root.
 """
@@ -25,6 +25,8 @@ Indices = npt.NDArray[np.int64]
 ROOT = Path(__file__).resolve().parents[1]
 CIFAR_TRAIN = 50000  # images in front of those of the test set
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FASHION_TRAIN, FASHION_TEST = 60000, 10000  # images
+FASHION_MEAN, FASHION_STD = 72.94, 90.02  # of all pixels of the training set, 0 to 255
 UPSCALED = 3
 
 
@@ -118,3 +120,11 @@ def _imagenet(count: int) -> tuple[list[str], list[Any]]:
         order = np.random.RandomState(0).permutation(len(names))[:count]
         chosen = [names[i] for i in np.sort(order)]
         return chosen, [Image.open(io.BytesIO(archive.read(name))).convert("RGB") for name in chosen]
+
+
+def fashion(kind: str, indices: Indices) -> Labelled:
+    """Fashion-MNIST with its classes, pixels of the training set with mean 0 and deviation 1; `kind` as for digits."""
+    with np.load(path("datasets/fashion_mnist.npz"), allow_pickle=False) as stored:
+        images, labels = stored[f"x_{kind}"][indices], stored[f"y_{kind}"][indices]
+    pixels = (images[:, None].astype(np.float32) - np.float32(FASHION_MEAN)) / np.float32(FASHION_STD)
+    return Labelled({"x": pixels}, labels.astype(np.int64))

@@ -13,23 +13,17 @@ With `--models FOLDER` a run of the presets that was ended goes on where it was,
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import mean
-from typing import Any
 
-import click
 import corpus_data
 import numpy as np
 import onnx
-import page
 from curve import Series, svg
 from process import in_process, progress, resident_peak
-from settings import LeftOut
+from script import Json, Page, Picture, Run, Section
 from tables import Row, Table, times
 
 from binarize_onnx import Config, convert, io
@@ -43,9 +37,6 @@ from binarize_onnx.quantize.precision import Precision
 from binarize_onnx.quantize.scoring import Judge, Labelled
 from binarize_onnx.quantize.search import Budget, Found
 
-Json = Any
-
-ROOT = Path(__file__).resolve().parents[1]
 RESNET = "cifar10_resnet20_fp32"
 PRESETS = tuple(str(precision) for precision in search.PRESETS)
 FITTED, TESTED = 500, 2000  # images of CIFAR-10 that presets are fitted to and tested on
@@ -63,31 +54,6 @@ LADDER = {
     "and shortcuts": Settings(readout=False),
     "and the last layer": Settings(),
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """What was asked for.
-
-    Attributes:
-        seeds: how many times everything is done that chance has a part in.
-        models: the folder where the networks of the presets are kept, and taken from if they are there.
-    """
-
-    seeds: int
-    models: Path | None
-
-    def kept(self, name: str, make: Callable[[], onnx.ModelProto]) -> onnx.ModelProto:
-        """The network of this name."""
-        if self.models is None:
-            return make()
-        path = self.models / f"{name}.onnx"
-        if path.exists():
-            return onnx.load(path)
-        model = make()
-        self.models.mkdir(parents=True, exist_ok=True)
-        io.save(model, path)
-        return model
 
 
 def model_of(source: onnx.ModelProto, fitted: Labelled, precision: str, settings: Settings) -> onnx.ModelProto:
@@ -260,18 +226,6 @@ def _indented(words: str) -> None:
     progress(f"    {words}")
 
 
-SECTIONS: Mapping[str, Callable[[Run], Json]] = {
-    "presets": presets,
-    "ladder": ladder,
-    "synthetic": without_samples,
-    "search": searches,
-    "mnist": mnist,
-    "efficientnet": efficientnet,
-    "super-resolution": super_resolution,
-    "calibration": calibration,
-}
-
-
 # --- What is shown -----------------------------------------------------------------------------------------------
 
 
@@ -391,28 +345,6 @@ def _calibration(found: Json) -> Table:
     return Table("Time and memory of calibration", meaning, ("images", "layers", "s", "MB"), rows)
 
 
-TABLES: Mapping[str, Callable[[Json], Table]] = {
-    "presets": _presets,
-    "ladder": _ladder,
-    "synthetic": _without_samples,
-    "search": _search,
-    "mnist": _mnist,
-    "efficientnet": _network_searched("EfficientNet-lite0"),
-    "super-resolution": _network_searched("Super-resolution"),
-    "calibration": _calibration,
-}
-
-
-def tables(found: Json) -> list[Table]:
-    """A table a section, and a word for those that are missing."""
-    shown = []
-    for name, make in TABLES.items():
-        section = found["sections"].get(name, {page.LEFT_OUT: "not measured yet"})
-        left = section.get(page.LEFT_OUT) if isinstance(section, dict) else None
-        shown.append(Table(name.capitalize(), f"Left out: {left}.", ("",), []) if left else make(section))
-    return shown
-
-
 def picture(found: Json) -> str | None:
     """All networks of the searches of ResNet-20, by time and by what they lose."""
     runs = found["sections"].get("search", {}).get("runs", [])
@@ -442,52 +374,24 @@ def _point(p: Json) -> Point:
     )
 
 
-def write(found: Json) -> None:
-    """docs/post_training.json with these sections in place of those before, and the page and the picture of it."""
-    docs = ROOT / "docs"
-    stored = docs / "post_training.json"
-    sections = json.loads(stored.read_text())["sections"] if stored.exists() else {}
-    whole = page.rounded({"machine": found["machine"], "sections": {**sections, **found["sections"]}})
-    stored.write_text(json.dumps(whole, indent=1) + "\n")
-    text = (docs / "post_training.md").read_text()
-    start, end = (text.index(mark) for mark in MARKS)
-    measured = "\n".join(table.markdown() for table in tables(whole))
-    drawn = picture(whole)
-    shown = ""
-    if drawn is not None:
-        (docs / "post_training.svg").write_text(drawn)
-        shown = "![accuracy lost and time of every network that the searches made](post_training.svg)\n\n"
-    curve = growth(whole)
-    if curve is not None:
-        (docs / "calibration.svg").write_text(curve)
-        measured += "\n![seconds and memory of calibration; dotted lines are of linear growth](calibration.svg)\n"
-    machine = f"Machine: {page.described(whole)}.\n\n"
-    (docs / "post_training.md").write_text(f"{text[:start]}{MARKS[0]}\n{machine}{shown}{measured}{text[end:]}")
-
-
-MARKS = ("<!-- `python benchmarks/post_training.py --write` writes from here -->", "<!-- to here -->")
-
-
-@click.command(help=__doc__)
-@click.option("--only", type=click.Choice(list(SECTIONS)), multiple=True, help="These sections alone.")
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Of every measurement.")
-@click.option("--models", type=click.Path(path_type=Path, file_okay=False), help="Keep networks of the presets here.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-@click.option("--write", "write_it", is_flag=True, help="Write the sections that are run to docs/post_training.*.")
-def main(only: tuple[str, ...], seeds: int, models: Path | None, as_json: bool, write_it: bool) -> None:
-    """Measure the sections one after the other, and show or write them."""
-    sections: dict[str, Json] = {}
-    for name in only or SECTIONS:
-        progress(name)
-        try:
-            sections[name] = SECTIONS[name](Run(seeds, models))
-        except LeftOut as words:
-            sections[name] = {page.LEFT_OUT: str(words)}
-    found = {"machine": page.machine(), "sections": sections}
-    measured = [table for name, table in zip(TABLES, tables(found), strict=True) if name in sections]
-    click.echo(json.dumps(found) if as_json else "\n\n".join(table.text() for table in measured))
-    if write_it:
-        write(found)
+PAGE = Page(
+    "post_training",
+    {
+        "presets": Section(presets, _presets),
+        "ladder": Section(ladder, _ladder),
+        "synthetic": Section(without_samples, _without_samples),
+        "search": Section(searches, _search),
+        "mnist": Section(mnist, _mnist),
+        "efficientnet": Section(efficientnet, _network_searched("EfficientNet-lite0")),
+        "super-resolution": Section(super_resolution, _network_searched("Super-resolution")),
+        "calibration": Section(calibration, _calibration),
+    },
+    (
+        Picture("post_training", "accuracy lost and time of every network that the searches made", picture),
+        Picture("calibration", "seconds and memory of calibration; dotted lines are of linear growth", growth),
+    ),
+)
+main = PAGE.command(__doc__, models="Keep networks of the presets here.")
 
 
 if __name__ == "__main__":

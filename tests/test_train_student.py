@@ -19,7 +19,7 @@ from binarize_onnx.quantize import sites  # noqa: E402
 from binarize_onnx.quantize.post_training import quantize  # noqa: E402
 from binarize_onnx.quantize.precision import Precision  # noqa: E402
 from binarize_onnx.train import exactness  # noqa: E402
-from binarize_onnx.train.graph import GraphModule  # noqa: E402
+from binarize_onnx.train.graph import GraphModule, with_own_statistics  # noqa: E402
 from binarize_onnx.train.recipes import ADDITIONS, RECIPES, Recipe, Stage, named  # noqa: E402
 from binarize_onnx.train.shortcuts import Shortcut  # noqa: E402
 from binarize_onnx.train.student import Student  # noqa: E402
@@ -55,6 +55,29 @@ def made(source: onnx.ModelProto, recipe: Recipe, precision: str = "w1a1") -> tu
 
 def operators(model: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in model.graph.node]
+
+
+def test_a_tensor_that_is_both_a_mean_and_a_shift_becomes_two() -> None:
+    source = plain()
+    norm = next(node for node in source.graph.node if node.op_type == "BatchNormalization")
+    given = {tensor.name: tensor for tensor in source.graph.initializer}
+    for place, value in ((1, 1.0), (2, 0.0), (3, 0.0), (4, 1.0)):
+        given[norm.input[place]].CopyFrom(numpy_helper.from_array(np.full(8, value, "f4"), norm.input[place]))
+    norm.input[3], norm.input[4] = norm.input[2], norm.input[1]  # as exporters write what has not been trained
+    network = sites.find(source)
+    own = with_own_statistics(network.model)
+    assert with_own_statistics(own) is own
+    data = {name: torch.from_numpy(values) for name, values in samples(source).items()}
+    module = GraphModule(own).train()
+    (output,) = module(data)[0].values()
+    output.sum().backward()
+    norm = next(node for node in own.graph.node if node.op_type == "BatchNormalization")
+    scale, shift, mean, variance = (module.constant(name) for name in norm.input[1:])
+    assert scale.grad is not None
+    assert (mean.requires_grad, variance.requires_grad) == (False, False)
+    assert torch.equal(shift, torch.zeros(8))
+    assert not torch.equal(mean, shift)
+    assert not torch.equal(variance, scale)
 
 
 @pytest.mark.parametrize("precision", ["w1a1", "w2a2", "w1a4"])

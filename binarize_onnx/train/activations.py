@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from binarize_onnx.quantize.activations import MAX_BITS
 from binarize_onnx.train.estimators import ESTIMATORS, Estimator, step
@@ -262,7 +263,7 @@ class RPReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The shape of `x`."""
         z = x + _along(self.shift, x, self.axis)
-        z = torch.where(z > 0, z, z * _along(self.slope, x, self.axis))
+        z = functional.prelu(z.movedim(self.axis, 1), self.slope).movedim(1, self.axis)
         return z + _along(self.offset, x, self.axis)
 
 

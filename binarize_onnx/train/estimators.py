@@ -151,7 +151,7 @@ class _Step(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, reached: Tensor, estimator: Estimator, progress: float, low: int) -> Tensor:
         ctx.save_for_backward(x)
         ctx.estimator, ctx.progress, ctx.height = estimator, progress, 1 - low
-        return torch.where(reached, 1.0, float(low)).to(x.dtype)
+        return reached.to(x.dtype).mul_(ctx.height).add_(low)  # several times as fast as torch.where on a CPU
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -135,6 +135,7 @@ def finetune(
     _require_torch()
     from binarize_onnx.train import board, exactness, loop, mixed
     from binarize_onnx.train.data import Share, labelled, source
+    from binarize_onnx.train.graph import with_own_statistics
     from binarize_onnx.train.student import Student
 
     if tensorboard is not None:
@@ -145,6 +146,7 @@ def finetune(
     wanted = adjusted(recipe, epochs, learning_rate)
     read = io.read(model)
     network = sites.find(read.model, config)
+    network = replace(network, model=with_own_statistics(network.model))
     chosen = Filter(config.nodes_to_quantize, config.nodes_to_exclude, config.op_types_to_exclude)
     plan, left = network.choose(Precision.parse(precision), chosen)
     if not plan:

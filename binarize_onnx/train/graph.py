@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
-from binarize_onnx import checks
+from binarize_onnx import checks, scopes
 from binarize_onnx.errors import ModelError
 from binarize_onnx.train import mixed
 from binarize_onnx.train.operators import OPERATORS, Untrainable
@@ -160,6 +160,32 @@ class GraphModule(nn.Module):
         assert x is not None
         epsilon = float(step.attributes.get("epsilon", 1e-5))
         return functional.batch_norm(x, mean, variance, scale, shift, self.training, MOMENTUM, epsilon)
+
+
+def with_own_statistics(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, its running statistics in tensors that nothing else reads.
+
+    Exporters write equal tensors once: the means and shifts of an untrained BatchNormalization are both zeros, and
+    training changes each in its own way.
+    """
+    norms = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    statistics = {name for node in norms for name in node.input[3:5]}
+    others = {name for node in model.graph.node if node.op_type != "BatchNormalization" for name in node.input}
+    shared = statistics & (others | {name for node in norms for name in node.input[:3]})
+    shared |= {node.input[3] for node in norms if node.input[3] == node.input[4]}
+    if not shared:
+        return model
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    constants = {tensor.name: tensor for tensor in found.graph.initializer}
+    unused = scopes.Names(scopes.all_names(found.graph)).unused
+    for node in found.graph.node:
+        for i in range(3, 5) if node.op_type == "BatchNormalization" else ():
+            if node.input[i] in shared & constants.keys():
+                own = found.graph.initializer.add()
+                own.CopyFrom(constants[node.input[i]])
+                own.name = node.input[i] = unused(f"{node.input[i]}.{('mean', 'variance')[i - 3]}")
+    return found
 
 
 def _check(node: onnx.NodeProto) -> None:
