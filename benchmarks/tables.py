@@ -44,7 +44,8 @@ class Table:
         """For a page: a section of its own."""
         said = [f"* {words}" for words in self.conclusions]
         meaning = fill(self.meaning, 120, break_long_words=False, break_on_hyphens=False)
-        parts = [f"## {self.title}", "", meaning, "", *self.lines(), *([""] if said else []), *said]
+        blocks = ([f"## {self.title}"], [meaning], self.lines() if self.rows else [], said)
+        parts = [line for block in blocks if block for line in ("", *block)][1:]
         return "\n".join(parts) + "\n"
 
 
