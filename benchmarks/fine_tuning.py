@@ -196,7 +196,7 @@ SEVERAL_BITS = ("w1a2", "w1a4", "w2a4")  # with lsq
 
 
 def cifar(run: Run) -> Json:
-    """ResNet-20 of half the width: every recipe, and activations of several bits."""
+    """ResNet-20 of half the width: recipes side by side, and activations of several bits, one training each."""
     task = cifar_task(run, corpus_data.cifar().test(0, 10000))
     found = []
     for name, precision in [*((name, "w1a1") for name in W1A1), *(("lsq", several) for several in SEVERAL_BITS)]:
@@ -225,6 +225,7 @@ def cifar_task(run: Run, judged: Labelled) -> Task:
 
 # --- What the papers' budgets would cost ---------------------------------------------------------------------------
 
+# Epochs of the papers, or of the code beside them; ReActNet trains 128 with real weights and 128 with binary ones.
 PAPERS = MappingProxyType({"irnet": 400, "recu": 600, "reste": 1000, "siman": 400, "react2step+cmim": 256, "lsq": 90})
 COST_WIDTH = 16  # of ResNet-20, as in the papers
 COST_STEPS = 5
@@ -292,7 +293,7 @@ def _fashion(found: Json) -> Table:
         f"activations (w1a1). The float network is trained once, for {found['float_epochs']} epochs of "
         f"{found['images']} images, every binary one for {found['epochs']} from it, without labels or augmentation. "
         f"Accuracy on 10000 test images in percent, of compiled networks in onnxruntime, {over}; points lost; seconds "
-        "of one core, from the float file to the compiled one."
+        "of one core, from the float file to the compiled one, of those that were trained in one go."
     )
     return Table("Fashion-MNIST, a ladder", meaning, ("", "accuracy, %", "lost", "s"), rows)
 
@@ -335,4 +336,5 @@ main = PAGE.command(__doc__, models="Keep what is trained here; what was ended g
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # seconds are those of one core
     main()

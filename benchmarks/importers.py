@@ -243,9 +243,9 @@ def judged(case: Case, importer: Callable[[Case], Imported]) -> Finding:
         return Finding(refused=one_line(error))
     found = Runner(case.model, [name for name in written if name not in outputs]).run(feed)
     values = {name: torch.from_numpy(np.array(value)) for name, value in {**constants, **feed, **found}.items()}
-    binary = binary_layers(case.model)
+    on_bits = binary_layers(case.model)
     if case.student is not None and importer is interpreter:  # a layer is one step, to its end
-        binary = {layer.site.output for layer in case.student.layers.values()}
+        on_bits = {layer.site.output for layer in case.student.layers.values()}
     steps, equal, apart, exact = 0, 0, 0.0, set()
     with torch.no_grad():
         for name, result in imported.steps(values):
@@ -262,7 +262,7 @@ def judged(case: Case, importer: Callable[[Case], Imported]) -> Finding:
     wanted_outputs = [found[name] for name in outputs]
     return Finding(
         steps=(equal, steps),
-        binary=(len(binary & exact), len(binary)),
+        binary=(len(on_bits & exact), len(on_bits)),
         apart=apart,
         inside=(len(imported.inside & {*written}), len(written)),
         constants=(len(imported.constants & known), len(known)),
@@ -331,8 +331,8 @@ def cells(findings: Sequence[Finding], way: str) -> Row:
     """What came back on a way: binary layers, and outputs that are the same."""
     if any(way not in f.back for f in findings):
         return ("", "")
-    binary = of([(f.back[way].binary, f.written) for f in findings])
-    return (binary, of([(f.back[way].same, 1) for f in findings]))
+    layers = of([(f.back[way].binary, f.written) for f in findings])
+    return (layers, of([(f.back[way].same, 1) for f in findings]))
 
 
 HEADER = (

@@ -109,7 +109,11 @@ class Page:
         @click.command(help=about)
         @click.option("--only", type=click.Choice(list(self.sections)), multiple=True, help="These sections alone.")
         @click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Of every measurement.")
-        @click.option("--models", type=click.Path(path_type=Path, file_okay=False), help=models)
+        @click.option(
+            "--models",
+            type=click.Path(path_type=Path, file_okay=False),
+            help=f"{models} What is there is taken as it is.",
+        )
         @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
         @click.option("--write", "write_it", is_flag=True, help=f"Write these sections to docs/{self.name}.*.")
         def main(only: tuple[str, ...], seeds: int, models: Path | None, as_json: bool, write_it: bool) -> None:
@@ -145,10 +149,14 @@ class Page:
         return f"{self.start}\nMachine: {page.described(found)}.\n\n{drawn}{tables}"
 
     def write(self, found: Json, docs: Path = ROOT / "docs") -> None:
-        """The JSON with these sections in place of those before, and the page and the picture of it."""
+        """The JSON with these sections in place of those before, and the page and the pictures of it.
+
+        What was left out takes the place of nothing that was measured.
+        """
         stored, shown = docs / f"{self.name}.json", docs / f"{self.name}.md"
         sections = json.loads(stored.read_text())["sections"] if stored.exists() else {}
-        whole = page.rounded({"machine": found["machine"], "sections": {**sections, **found["sections"]}})
+        new = {n: s for n, s in found["sections"].items() if n not in sections or page.LEFT_OUT not in s}
+        whole = page.rounded({"machine": found["machine"], "sections": {**sections, **new}})
         stored.write_text(json.dumps(whole, indent=1) + "\n")
         for picture in self.pictures:
             drawn = picture.draw(whole)

@@ -43,13 +43,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_holds_what_was_measured_and_no_more(page: Page, tmp_path: Path) -> None:
-    for path in DOCS.glob(f"{page.name}.*"):
-        shutil.copy(path, tmp_path)
+    names = [f"{page.name}.json", f"{page.name}.md", *(f"{picture.name}.svg" for picture in page.pictures)]
+    for name in names[:2]:
+        shutil.copy(DOCS / name, tmp_path)
     found = json.loads((DOCS / f"{page.name}.json").read_text())
     assert set(found["sections"]) <= set(page.sections)
     page.write(found, tmp_path)
-    for path in DOCS.glob(f"{page.name}.*"):
-        assert (tmp_path / path.name).read_text() == path.read_text()
+    for name in names:
+        assert (tmp_path / name).read_text() == (DOCS / name).read_text()
 
 
 def test_sections_that_are_run_take_the_place_of_those_before(tmp_path: Path) -> None:
@@ -213,10 +214,10 @@ def test_what_was_ended_goes_on_and_has_no_seconds(small_corpus: Path, monkeypat
     def interrupted(epoch: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fine_tuning, "_told", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        fine_tuning.tuned(Run(1, small_corpus), task, recipe, "rung", "w1a1", 0)
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(fine_tuning, "_told", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fine_tuning.tuned(Run(1, small_corpus), task, recipe, "rung", "w1a1", 0)
     rest = fine_tuning.tuned(Run(1, small_corpus), task, recipe, "rung", "w1a1", 0)
     assert whole["seconds"] > 0
     assert rest == {"accuracy": whole["accuracy"], "seconds": None}

@@ -186,8 +186,35 @@ def test_a_board_that_cannot_be_stored(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(board._writer, "flush", full)
+    monkeypatch.setattr(board._writer, "close", full)
     with pytest.raises(ModelError, match="events cannot be stored: No space left on device; make room"):
         board.write(EPOCHS)
+    board.close()  # in which the writer would fail again
+
+
+@pytest.mark.usefixtures("board")
+def test_a_board_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def broken(_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(EventAccumulator, "Reload", broken)
+    with pytest.raises(ModelError, match="events cannot be stored: Input/output error"):
+        Board(tmp_path, {})
+
+
+@pytest.mark.usefixtures("board")
+def test_a_training_whose_board_cannot_be_stored_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "flush", full)
+    monkeypatch.setattr(SummaryWriter, "close", full)
+    with pytest.raises(ModelError, match="events cannot be stored: No space left on device; make room"):
+        tuned(tmp_path / "board")
 
 
 @pytest.mark.usefixtures("board")

@@ -80,6 +80,15 @@ def test_a_tensor_that_is_both_a_mean_and_a_shift_becomes_two() -> None:
     assert not torch.equal(variance, scale)
 
 
+def test_statistics_that_two_normalizations_share_become_two() -> None:
+    source = plain()
+    first, second = [node for node in source.graph.node if node.op_type == "BatchNormalization"][:2]
+    second.input[3:] = first.input[3:]
+    own = with_own_statistics(sites.find(source).model)
+    names = [name for node in own.graph.node if node.op_type == "BatchNormalization" for name in node.input[3:]]
+    assert len(set(names)) == len(names)
+
+
 @pytest.mark.parametrize("precision", ["w1a1", "w2a2", "w1a4"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_form_comes_back_exact(name: str, precision: str) -> None:

@@ -84,9 +84,10 @@ def tables(found: Found, threads: int = 1) -> list[Table]:
 
 def warmed(threads: int) -> str:
     """What is done in front of a measurement."""
+    own = f"Behind `{ONE_THREAD}` stands what the other threads bring. " if threads > 1 else ""
     return (
-        f"Calls for {1e3 * untimed(threads):g} ms, one at least, come before each measurement and are not timed: each "
-        "contestant is measured as it runs alone."
+        f"{own}Calls for {1e3 * untimed(threads):g} ms, one at least, come before each measurement and are not timed: "
+        "each contestant is measured as it runs alone."
     )
 
 

@@ -6,7 +6,8 @@ often the training was ended and begun: steps are epochs, and an epoch that is c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,12 @@ class Board:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
         from torch.utils.tensorboard import SummaryWriter
 
+        self._writer: Any = None  # opened with something to write
         self._path = Folder(path, identity).path
-        before = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+        with self._storing():
+            before = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
         self._known = {(tag, event.step) for tag in before.Tags()["scalars"] for event in before.Scalars(tag)}
         self._open = partial(SummaryWriter, str(path))
-        self._writer: Any = None  # opened with something to write
 
     def write(self, epochs: Iterable[Epoch]) -> None:
         """Write what is not there yet.
@@ -61,20 +63,31 @@ class Board:
         new = {key: value for key, value in found.items() if key not in self._known}
         if not new:
             return
-        try:
+        with self._storing():
             self._writer = self._writer or self._open()
             for (tag, step), value in new.items():
                 self._writer.add_scalar(tag, value, step)
             self._writer.flush()
             self._known.update(new)
-        except OSError as error:
-            words = f"TensorBoard's events cannot be stored: {error.strerror or error};"
-            raise ModelError(words, where=str(self._path), fix="make room, or name another folder.") from None
 
     def close(self) -> None:
-        """Write nothing more."""
+        """Write nothing more.
+
+        Raises:
+            ModelError: what was written last cannot be stored.
+        """
         if self._writer is not None:
-            self._writer.close()
+            with self._storing():
+                self._writer.close()
+
+    @contextmanager
+    def _storing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._writer = None  # it would fail again when it is closed, in place of what is said here
+            words = f"TensorBoard's events cannot be stored: {error.strerror or error};"
+            raise ModelError(words, where=str(self._path), fix="make room, or name another folder.") from None
 
 
 def scalars(epoch: Epoch) -> dict[str, float]:

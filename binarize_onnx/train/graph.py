@@ -8,6 +8,7 @@ torch has it, and its running ones otherwise. All is float32, but for layers in 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -165,14 +166,12 @@ class GraphModule(nn.Module):
 def with_own_statistics(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model, its running statistics in tensors that nothing else reads.
 
-    Exporters write equal tensors once: the means and shifts of an untrained BatchNormalization are both zeros, and
-    training changes each in its own way.
+    Exporters write equal tensors once: means and shifts of untrained BatchNormalizations are all zeros, and training
+    changes each in its own way.
     """
     norms = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
-    statistics = {name for node in norms for name in node.input[3:5]}
-    others = {name for node in model.graph.node if node.op_type != "BatchNormalization" for name in node.input}
-    shared = statistics & (others | {name for node in norms for name in node.input[:3]})
-    shared |= {node.input[3] for node in norms if node.input[3] == node.input[4]}
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    shared = {name for node in norms for name in node.input[3:5] if readers[name] > 1}
     if not shared:
         return model
     found = onnx.ModelProto()

@@ -94,7 +94,10 @@ class _Multiplied(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        largest = gradient.abs().movedim(ctx.channels, 0).flatten(1).sum(1).amax()
+        sums = gradient.abs()
+        if gradient.dim() > 1:
+            sums = sums.movedim(ctx.channels, 0).flatten(1)
+        largest = sums.sum(-1).max()  # one axis alone is that of samples: one channel
         exponent = torch.floor(torch.log2(LARGEST_SUM / largest)).clamp(-MOST, MOST)  # of a gradient of 0, the most
         ctx.factor.value = torch.exp2(exponent)
         return gradient * ctx.factor.value, None, None
