@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 from binarize_onnx import Config, Result, convert
 
-RUNS = 1200
+RUNS = 2000
 LOSS = 0.15  # of the rewritten networks may lose a binary layer: 0.1 did when this was written
 
 
